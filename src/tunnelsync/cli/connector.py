@@ -1,0 +1,28 @@
+"""``tunnelsync connector``: offer a folder's files as datasets until a signal stops it."""
+
+from typing import Any
+
+import click
+
+from tunnelsync.cli import options, output, running
+from tunnelsync.settings import ConnectorSettings
+
+FLAGS = ("router", "mac", "root", "token_file", "allow_plaintext", "places")
+
+
+@click.command()
+@options.settings_flags(ConnectorSettings, *FLAGS)
+@options.store_flags
+@options.config_flag
+@options.log_flag
+def connector(log_level: str, **flags: Any) -> None:
+    """Run a connector: keep a connection to the router, and send the datasets it asks for.
+
+    Needs no inbound connection. SIGTERM ends it with exit code 0.
+    """
+    settings = options.with_token(options.load(ConnectorSettings, flags), flags)
+    store = options.load_store(flags)
+    from tunnelsync.connector import session
+
+    output.start_log(log_level)
+    running.run(session.run(settings, store), terminated_code=0)

@@ -1,0 +1,161 @@
+"""``tunnelsync fetch``: bring a dataset into a file or to stdout; and its older names."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from tunnelsync.cli import options, output, running
+from tunnelsync.client import Fetched, TunnelSync
+from tunnelsync.client.download import Progress
+from tunnelsync.protocol import Mode
+from tunnelsync.settings import ClientSettings
+
+STDOUT = 1
+
+
+def _flags(command: Callable[..., None]) -> Callable[..., None]:
+    for flag in (
+        click.argument("dataset"),
+        click.argument("mac"),
+        options.client_flags,
+        click.option("-q", "--quiet", is_flag=True, help="say nothing unless it fails"),
+        options.json_flag,
+        click.option("--sync", is_flag=True, help="write through to the disk: slower, and safe"),
+        click.option("--force", is_flag=True, help="replace a file that is there"),
+        click.option(
+            "-o",
+            "--output",
+            "path",
+            metavar="PATH",
+            help="where to write, - for stdout; default: the dataset's base name, here",
+        ),
+    ):
+        command = flag(command)
+    return command
+
+
+@click.command()
+@click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in Mode]),
+    default=Mode.AUTO.value,
+    show_default=True,
+    help="the way of the bytes",
+)
+@_flags
+def fetch(mode: str, **rest: Any) -> None:
+    """Bring DATASET from connector MAC into a file, whole and verified or not at all."""
+    _run(Mode(mode), **rest)
+
+
+@click.command("request-sync")
+@_flags
+def request_sync(**rest: Any) -> None:
+    """Same as fetch --mode buffer."""
+    _run(Mode.BUFFER, **rest)
+
+
+@click.command("request-stream")
+@_flags
+def request_stream(**rest: Any) -> None:
+    """Same as fetch --mode stream."""
+    _run(Mode.STREAM, **rest)
+
+
+@click.command("request-offload")
+@_flags
+def request_offload(**rest: Any) -> None:
+    """Same as fetch --mode offload."""
+    _run(Mode.OFFLOAD, **rest)
+
+
+def _run(
+    mode: Mode,
+    *,
+    mac: str,
+    dataset: str,
+    path: str | None,
+    force: bool,
+    sync: bool,
+    as_json: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
+    if path == "-" and as_json:
+        raise click.UsageError("--json and -o - both want standard output")
+    settings = options.with_token(options.load(ClientSettings, flags), flags)
+    show = not quiet and not as_json and sys.stderr.isatty()
+
+    async def work() -> Fetched:
+        async with TunnelSync(settings=settings) as ts:
+            with _progress(dataset) if show else _silence() as progress:
+                if path == "-":
+                    return await ts.write_to(mac, dataset, STDOUT, mode=mode, progress=progress)
+                return await ts.fetch(
+                    mac, dataset, path, mode=mode, force=force, sync=sync, progress=progress
+                )
+
+    fetched = running.run(work())
+    if as_json:
+        output.success(**_members(fetched))
+    elif not quiet:
+        output.say(_summary(fetched))
+
+
+def _summary(fetched: Fetched) -> str:
+    name = fetched.path.name if fetched.path else fetched.dataset
+    first = fetched.first_byte_seconds
+    return ", ".join(
+        [
+            f"{output.shown_name(name)}: {fetched.bytes:,} bytes in {fetched.seconds:.2f} s",
+            f"{fetched.megabytes_per_second:,.0f} MB/s",
+            *([f"first byte {first * 1000:.0f} ms"] if first is not None else []),
+            fetched.mode_used,
+            f"verified {fetched.root}",
+        ]
+    )
+
+
+def _members(fetched: Fetched) -> dict[str, Any]:
+    members = {name: getattr(fetched, name) for name in Fetched.__dataclass_fields__}
+    if fetched.path is not None:
+        members["path"] = os.fsencode(fetched.path).decode("utf-8", "backslashreplace")
+    return members | {"megabytes_per_second": round(fetched.megabytes_per_second, 3)}
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    yield None
+
+
+@contextmanager
+def _progress(dataset: str) -> Iterator[Progress]:
+    """Draw a bar on stderr, with rate and time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(output.shown_name(dataset.rpartition("/")[2]), total=None)
+
+        def update(done: int, size: int | None) -> None:
+            bar.update(task, completed=done, total=size)
+
+        yield update

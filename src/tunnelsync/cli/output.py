@@ -1,0 +1,217 @@
+"""The one place that prints: results to stdout, words for people to stderr, errors to exit codes.
+
+What comes from elsewhere (names, messages) is escaped, so that it moves no cursor and forges no
+line. With ``--json`` stdout carries exactly one JSON object, also for an error.
+"""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from tunnelsync import wire
+from tunnelsync.errors import Cancelled, Internal, TunnelSyncError, Usage, WriteFailed
+from tunnelsync.protocol import error_answer, printable
+
+_as_json = False
+_debug = False
+
+
+class Interrupted(Exception):
+    """A signal ended the command; ``code`` is the exit code for it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def prepare(*, as_json: bool, debug: bool) -> None:
+    """Set up stdout and stderr for a run; called once, before the command."""
+    global _as_json, _debug
+    _as_json, _debug = as_json, debug
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def escaped(text: str) -> str:
+    """Return a text for people, on one line, with what is unprintable escaped."""
+    return text if text.isprintable() else printable(text)[1:-1]
+
+
+def shown_name(name: str) -> str:
+    """Return a name as it is, or escaped and in quotes where it holds what is unprintable."""
+    return name if name.isprintable() else printable(name)
+
+
+def say(text: str) -> None:
+    """Tell a person something, on stderr."""
+    _write(sys.stderr, escaped(text) + "\n")
+
+
+def line(text: str) -> None:
+    """Print one line of the result."""
+    _write(sys.stdout, escaped(text) + "\n")
+
+
+def row(cells: Iterable[str]) -> None:
+    """Print one line of the result, its cells separated by tabs."""
+    _write(sys.stdout, "\t".join(map(escaped, cells)) + "\n")
+
+
+def pairs(values: Mapping[str, object]) -> None:
+    """Print what is known as ``name: value`` lines."""
+    known = {name: value for name, value in values.items() if value is not None}
+    width = max(map(len, known), default=0) + 2
+    for name, value in known.items():
+        line(f"{name + ':':<{width}}{value}")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: drawn on a terminal, tab-separated lines in a pipe.
+
+    The first and last columns are texts, those between are numbers.
+    """
+    if not sys.stdout.isatty():
+        for cells in rows:
+            row(cells)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        number = 0 < index < len(columns) - 1
+        drawn.add_column(column, justify="right" if number else "left", overflow="fold")
+    for cells in rows:
+        drawn.add_row(*(Text(escaped(cell)) for cell in cells))
+    Console().print(drawn)
+
+
+def json(values: Mapping[str, Any]) -> None:
+    """Print the one JSON object of a command that was asked for ``--json``."""
+    _write(sys.stdout, wire.dumps(dict(values)).decode() + "\n")
+
+
+def success(**values: Any) -> None:
+    """Print the JSON object of a command that succeeded."""
+    json({"status": "success", **values})
+
+
+def plain(message: object) -> dict[str, Any]:
+    """Return the members of a message for `success`, without those that are None."""
+    return wire.loads(wire.dumps(message))
+
+
+def failure(error: BaseException) -> int:
+    """Print an error, whatever it is, and return the exit code."""
+    known = _known(error)
+    if _debug and isinstance(known, Internal):
+        _write(sys.stderr, "".join(traceback.format_exception(error)))
+    try:
+        if _as_json:
+            json(error_answer(_encodable(known)))
+        else:
+            say(f"error: {known.message}")
+            if known.hint:
+                say(f"  hint: {known.hint}")
+        flush()
+    except WriteFailed:
+        _silence()
+    return known.exit_code
+
+
+def usage_error(error: click.ClickException) -> int:
+    """Print what is wrong with the arguments, and return exit code 2."""
+    if _as_json:
+        return failure(Usage(error.format_message(), hint="Add --help to see what is possible."))
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        _write(sys.stderr, error.ctx.get_usage() + "\n")
+    hint = f"`{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else "--help"  # type: ignore[attr-defined]
+    say(f"error: {error.format_message()}")
+    say(f"  hint: {hint} shows what is possible.")
+    return 2
+
+
+def interrupted(code: int) -> int:
+    """Tell that a signal ended the command, unless that is its normal end (0)."""
+    if code:
+        failure(Cancelled("interrupted", hint=""))
+    flush()
+    return code
+
+
+def flush() -> int:
+    """Flush stdout and stderr; return the exit code for a reader that has gone, else 0."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as exc:
+            _silence()
+            return failure(_unwritable(exc)) if stream is sys.stdout else WriteFailed.exit_code
+    return 0
+
+
+def start_log(level: str) -> None:
+    """Send the log of a role to stderr: ISO time in UTC, level, message."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = _Escaping("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s")
+    formatter.datefmt = "%Y-%m-%dT%H:%M:%S"
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class _Escaping(logging.Formatter):
+    """A formatter whose lines are lines: names in messages cannot forge another."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(escaped(one) for one in super().format(record).split("\n"))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = escaped(record.message)
+        return super().formatMessage(record)
+
+
+def _known(error: BaseException) -> TunnelSyncError:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TunnelSyncError):
+        return error
+    if isinstance(error, BrokenPipeError):
+        return _unwritable(error)
+    return Internal(f"internal error: {type(error).__name__}: {error}"[:1000])
+
+
+def _encodable(error: TunnelSyncError) -> TunnelSyncError:
+    """Return the error with what JSON cannot hold (bytes of arguments) escaped."""
+    message = error.message.encode("utf-8", "backslashreplace").decode()
+    return type(error)(message, hint=error.hint)
+
+
+def _write(stream: Any, text: str) -> None:
+    try:
+        stream.write(text)
+    except OSError as exc:
+        raise _unwritable(exc) from None
+
+
+def _unwritable(error: OSError) -> WriteFailed:
+    why = "its reader has closed it" if isinstance(error, BrokenPipeError) else error.strerror
+    return WriteFailed(f"cannot write to standard output: {why}", hint="")
+
+
+def _silence() -> None:
+    """Keep the interpreter from complaining at exit about what it cannot flush."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,26 @@
+"""``tunnelsync router``: run the router until a signal stops it."""
+
+import asyncio
+from typing import Any
+
+import click
+
+from tunnelsync.cli import options, output
+from tunnelsync.settings import RouterSettings
+
+
+@click.command()
+@options.settings_flags(RouterSettings, "host", "port", "tokens", "tls_cert", "tls_key")
+@options.store_flags
+@options.config_flag
+@options.log_flag
+def router(log_level: str, **flags: Any) -> None:
+    """Run the router: connectors connect to it, and clients ask it for datasets.
+
+    SIGTERM lets running transfers end, a second signal ends it at once.
+    """
+    settings, store = options.load(RouterSettings, flags), options.load_store(flags)
+    from tunnelsync.router import app
+
+    output.start_log(log_level)
+    asyncio.run(app.run(settings, store))

@@ -1,0 +1,69 @@
+"""Mode buffer: the whole dataset in one JSON, with the digest of each block beside it."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from tunnelsync import frames
+from tunnelsync.client.incoming import Incoming, request_id_of
+from tunnelsync.client.link import Link, decode
+from tunnelsync.errors import ProtocolError, VerificationFailed
+from tunnelsync.frames import BLOCK_BYTES, Claimed
+from tunnelsync.identity import Mac
+from tunnelsync.protocol import BufferAnswer, DatasetRequest, Mode
+
+
+@asynccontextmanager
+async def opened(link: Link, mac: Mac, dataset: str) -> AsyncIterator[Incoming]:
+    """Ask for a dataset in mode buffer. Raises `VerificationFailed` if the answer contradicts
+    itself, `ProtocolError` if it is not understood."""
+    request = DatasetRequest(mac, dataset)
+    async with link.request("POST", "datasets/request-sync", request) as response:
+        body = link.body(response)
+        text = await body.whole(link.settings.json_bytes)
+        answer, blocks = await asyncio.to_thread(parse, text)
+        yield Incoming(
+            request_id=request_id_of(response),
+            mode=Mode.BUFFER,
+            size=answer.size,
+            etag=answer.etag,
+            modified_ns=answer.modified_ns,
+            claims=_each(blocks),
+            body=body,
+        )
+
+
+def parse(text: bytes) -> tuple[BufferAnswer, tuple[Claimed, ...]]:
+    """Decode an answer and cut it into blocks, each with the digest that the answer lists."""
+    answer = decode(BufferAnswer, text)
+    data = _data(answer)
+    try:
+        digests = frames.split_digests(bytes.fromhex("".join(answer.blocks)))
+    except ValueError:
+        raise ProtocolError("the answer's digests are not hex") from None
+    if len(data) != answer.size or len(digests) != frames.block_count(answer.size):
+        raise VerificationFailed(f"{len(data)} bytes came, not the {answer.size} announced")
+    if frames.root(digests) != answer.root:
+        raise VerificationFailed("the root does not match the digests")
+    return answer, tuple(
+        Claimed(index, (data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES],), one)
+        for index, one in enumerate(digests)
+    )
+
+
+def _data(answer: BufferAnswer) -> bytes:
+    if answer.encoding == "utf-8":
+        return answer.data.encode()
+    if answer.encoding != "base64":
+        raise ProtocolError(f"the encoding {answer.encoding[:64]!r} is not known")
+    try:
+        return base64.b64decode(answer.data, validate=True)
+    except (binascii.Error, ValueError):
+        raise ProtocolError("the answer's data is not base64") from None
+
+
+async def _each(blocks: Iterable[Claimed]) -> AsyncIterator[Claimed]:
+    for block in blocks:
+        yield block

@@ -1,0 +1,429 @@
+"""A dataset opened inside the jail: descriptor, etag, reads, the last stat; and folders listed.
+
+The jail decides on the descriptor that it opened, never on a path that could be swapped before
+it is used. All file work runs on one executor that is given, so that the loop never waits for
+a disk, and a slow disk never holds up DNS.
+"""
+
+import asyncio
+import ctypes
+import errno
+import os
+import stat
+import struct
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from io import FileIO
+from typing import Literal, Self
+
+from aiofiles.os import wrap as on_executor
+
+from tunnelsync.errors import (
+    BadRequest,
+    BadSetting,
+    ConnectorBusy,
+    DatasetChanged,
+    DatasetDenied,
+    DatasetNotFound,
+    NotADataset,
+    NotFound,
+    OutsideRoot,
+    ReadFailed,
+    Refused,
+    TooLarge,
+    TunnelSyncError,
+)
+from tunnelsync.protocol import check_name, printable
+
+Jail = Callable[[int, str], int]
+"""Opens a name under a root's descriptor for reading; raises `OSError` or `NotADataset`.
+
+What it returns is a regular file or a folder, seen to be one before it was opened: opening a
+FIFO, a terminal or a tape drive already does something, even with ``O_NONBLOCK``.
+"""
+
+OPENAT2 = 437
+RESOLVE_NO_MAGICLINKS, RESOLVE_BENEATH = 0x02, 0x08
+MOVED_ATTEMPTS = 100  # RESOLVE_BENEATH gives EAGAIN when a folder moves under a "..": try again
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def beneath(root_fd: int, name: str) -> int:
+    """The jail of Linux: one ``openat2`` that follows links as long as they stay inside.
+
+    It takes an ``O_PATH`` handle first, which touches no device, and judges that. Then it
+    reopens the handle through ``/proc/self/fd``: a magic link too, but one whose text is ours
+    and which leads to the very inode that was judged, so nothing can be swapped in between.
+    """
+    how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+    for _ in range(MOVED_ATTEMPTS):
+        handle = _libc().syscall(OPENAT2, root_fd, name.encode(), how, len(how))
+        if handle >= 0 or ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
+            break
+    if handle < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    try:
+        _refuse_special(os.fstat(handle), name)
+        return os.open(f"/proc/self/fd/{handle}", READ_FLAGS)
+    finally:
+        os.close(handle)
+
+
+def stepwise(root_fd: int, name: str) -> int:
+    """The jail of other systems: component by component, following no link at all.
+
+    The kind is looked at before the open and again by the caller on the descriptor. Whoever
+    swaps in a device between the two gains nothing: it is opened without waiting, then refused.
+    """
+    *folders, last = name.encode().split(b"/")
+    flags = READ_FLAGS | os.O_NOFOLLOW | os.O_NONBLOCK
+    through = getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW
+    here = os.dup(root_fd)
+    try:
+        for folder in folders:
+            _refuse_link(os.stat(folder, dir_fd=here, follow_symlinks=False))
+            deeper = os.open(folder, through, dir_fd=here)
+            os.close(here)
+            here = deeper
+        found = os.stat(last, dir_fd=here, follow_symlinks=False)
+        _refuse_link(found)
+        _refuse_special(found, name)
+        return os.open(last, flags, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    number, text = ctypes.c_long, ctypes.c_char_p
+    libc.syscall.argtypes = [number, number, text, text, ctypes.c_size_t]
+    libc.syscall.restype = number
+    return libc
+
+
+def _jail_here(root_fd: int) -> Jail:
+    """Return `beneath` where it works: seccomp, an old kernel or a missing /proc forbid it."""
+    if sys.platform == "linux":
+        try:
+            os.close(beneath(root_fd, "."))
+            return beneath
+        except (OSError, NotADataset):
+            pass
+    return stepwise
+
+
+@cache
+def _kernel_devices() -> frozenset[int]:
+    """The file systems whose regular files are none: a read of /proc/kmsg never returns."""
+    return frozenset(os.stat(p).st_dev for p in ("/proc", "/sys") if os.path.ismount(p))
+
+
+def _is_special(found: os.stat_result) -> bool:
+    served = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
+    return not served or found.st_dev in _kernel_devices()
+
+
+def _refuse_special(found: os.stat_result, name: str) -> None:
+    if _is_special(found):
+        raise NotADataset(f"{printable(name)} is not a regular file but {_kind(found)}")
+
+
+def _refuse_link(found: os.stat_result) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _kind(found: os.stat_result) -> str:
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    kinds |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(found.st_mode), "an interface of the kernel")
+
+
+def _refusal(exc: OSError, name: str) -> TunnelSyncError:
+    """Return the error that tells why a name could not be opened."""
+    shown = printable(name)
+    match exc.errno:
+        case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG:
+            return DatasetNotFound(f"there is no {shown} under the connector's root")
+        case errno.EXDEV | errno.ELOOP | errno.EMLINK:
+            return OutsideRoot(f"{shown} is reached by a link that leaves the connector's root")
+        case errno.EACCES | errno.EPERM:
+            return DatasetDenied(f"the connector may not read {shown}")
+        case errno.ENXIO | errno.ENODEV:
+            return NotADataset(f"{shown} is a socket or a device")
+        case errno.EMFILE | errno.ENFILE:
+            return ConnectorBusy(f"the connector has no descriptor left to open {shown}")
+        case errno.EAGAIN:
+            return DatasetChanged(f"the folders of {shown} are being moved")
+    return ReadFailed(f"{shown} could not be opened: {exc.strerror}")
+
+
+def _etag(found: os.stat_result) -> str:
+    return f"{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a folder; size in bytes, etag and modified_ns are for datasets only."""
+
+    name: str
+    kind: Literal["dataset", "folder"]
+    size: int | None = None
+    etag: str | None = None
+    modified_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A page of a folder; ``next`` is the ``after`` of the page that follows, if any does.
+
+    ``unlisted`` counts the names of the whole folder that cannot be served.
+    """
+
+    entries: tuple[Entry, ...]
+    next: str | None
+    unlisted: int
+
+
+class Source:
+    """A dataset, open for reading: made by `Root.open`, closed by ``async with`` or `close`.
+
+    ``size`` is in bytes; ``etag`` is the version that `unchanged` holds the dataset to.
+    """
+
+    def __init__(
+        self, name: str, file: FileIO, found: os.stat_result, executor: ThreadPoolExecutor
+    ) -> None:
+        self.name = name
+        self.size, self.mtime_ns, self.ctime_ns = (
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+        )
+        self.etag = _etag(found)
+        self._file = file
+        self._executor = executor
+        self._reading = threading.Lock()  # close waits for a read whose caller was cancelled
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes from ``offset``, both in bytes.
+
+        Raises `DatasetChanged` when the dataset ends before that, `ReadFailed` for the disk.
+        """
+        data: bytes = await on_executor(self._read)(offset, length, executor=self._executor)
+        return data
+
+    def _read(self, offset: int, length: int) -> bytes:
+        # pread, for a seek and a read of aiofiles would be two hops, and a block may be short.
+        parts, held = [], 0
+        with self._reading:
+            while held < length:
+                try:
+                    part = os.pread(self._file.fileno(), length - held, offset + held)
+                except OSError as exc:
+                    message = f"{printable(self.name)} at byte {offset + held}: {exc.strerror}"
+                    raise ReadFailed(message) from exc
+                if not part:
+                    end = f"it ended at byte {offset + held} of {self.size}"
+                    raise DatasetChanged(f"{printable(self.name)} shrank while it was read: {end}")
+                parts.append(part)
+                held += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def unchanged(self) -> None:
+        """Raise `DatasetChanged`, saying what changed, unless the etag is what it was."""
+        await on_executor(self._unchanged)(executor=self._executor)
+
+    def _unchanged(self) -> None:
+        try:
+            now = os.fstat(self._file.fileno())
+        except OSError as exc:
+            raise ReadFailed(f"{printable(self.name)} has no stat: {exc.strerror}") from exc
+        if _etag(now) == self.etag:
+            return
+        if now.st_size != self.size:
+            verb = "shrank" if now.st_size < self.size else "grew"
+            what = f"{verb} from {self.size} to {now.st_size} bytes"
+        elif now.st_nlink == 0:
+            what = "was replaced or deleted"
+        elif now.st_mtime_ns != self.mtime_ns:
+            what = "was edited"
+        else:
+            what = "was edited and its mtime put back, or it was renamed or given other permissions"
+        raise DatasetChanged(f"{printable(self.name)} {what} while it was read")
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays this object's own."""
+        return self._file.fileno()
+
+    async def close(self) -> None:
+        """Close the descriptor, once a running read has ended; cancelling does not stop it."""
+        job = self._executor.submit(self._close)
+        await asyncio.shield(asyncio.wrap_future(job))
+
+    def _close(self) -> None:
+        with self._reading:
+            self._file.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+
+class Root:
+    """The folder whose regular files are the datasets, held by a descriptor.
+
+    ``list_entries`` bounds a page, ``folder_entries`` a folder that is sorted. Raises
+    `BadSetting` if ``path`` is not a folder that can be read.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        executor: ThreadPoolExecutor,
+        *,
+        list_entries: int,
+        folder_entries: int,
+        jail: Jail | None = None,
+    ) -> None:
+        try:
+            self._fd = os.open(path, READ_FLAGS | os.O_DIRECTORY)
+        except (OSError, ValueError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise BadSetting(f"root {printable(os.fspath(path))} cannot be read: {why}") from exc
+        self._executor = executor
+        self._list_entries = list_entries
+        self._folder_entries = folder_entries
+        self._jail = jail or _jail_here(self._fd)
+
+    async def open(self, name: str) -> Source:
+        """Open a dataset, to be used with ``async with``.
+
+        Raises `BadName`, `DatasetNotFound`, `NotADataset`, `OutsideRoot` or `DatasetDenied`.
+        """
+        check_name(name)
+        # Not aiofiles.open: cancelled, it would leave the descriptor to nobody.
+        job = self._executor.submit(self._open_dataset, name)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            job.add_done_callback(_close_unwanted)
+            raise
+
+    def _open_dataset(self, name: str) -> Source:
+        fd, found = self._open(name)
+        try:
+            if stat.S_ISDIR(found.st_mode):
+                raise NotADataset(f"{printable(name)} is a folder")
+            file = FileIO(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Source(name, file, found, self._executor)
+
+    def _open(self, name: str) -> tuple[int, os.stat_result]:
+        """Return the descriptor of a regular file or a folder, and what it is."""
+        try:
+            fd = self._jail(self._fd, name)
+        except OSError as exc:
+            raise _refusal(exc, name) from exc
+        try:
+            found = os.fstat(fd)
+            _refuse_special(found, name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, found
+
+    async def list(self, folder: str, *, after: str, limit: int) -> Listing:
+        """List a page of one folder ("" is the root): names after ``after``, in their order.
+
+        Raises what `open` raises, `TooLarge` for a folder of too many entries, and `BadRequest`
+        for a ``limit`` below 1; one above ``list_entries`` means that.
+        """
+        if folder:
+            check_name(folder)
+        if limit < 1:
+            raise BadRequest("the limit of a listing must be at least 1")
+        limit = min(limit, self._list_entries)
+        page: Listing = await on_executor(self._list)(folder, after, limit, executor=self._executor)
+        return page
+
+    def _list(self, folder: str, after: str, limit: int) -> Listing:
+        fd, found = self._open(folder or ".")
+        try:
+            if not stat.S_ISDIR(found.st_mode):
+                raise NotADataset(f"{printable(folder)} is a dataset, not a folder")
+            names, unlisted = self._names(fd, folder)
+            wanted = sorted(name for name in names if name > after)
+            looked = [self._look(fd, folder, name) for name in wanted[:limit]]
+        except OSError as exc:
+            raise ReadFailed(f"folder {printable(folder)}: {exc.strerror}") from exc
+        finally:
+            os.close(fd)
+        entries = tuple(entry for entry in looked if entry is not None)
+        following = wanted[limit - 1] if len(wanted) > limit else None
+        return Listing(entries, following, unlisted + looked.count(None))
+
+    def _names(self, fd: int, folder: str) -> tuple[Sequence[str], int]:
+        """Return the names in a folder that can be served, and how many cannot."""
+        names, unlisted = [], 0
+        with os.scandir(fd) as found:
+            for count, one in enumerate(found, 1):
+                if count > self._folder_entries:
+                    raise _crowded(folder, self._folder_entries)
+                try:
+                    name = os.fsencode(one.name).decode()
+                except UnicodeDecodeError:
+                    unlisted += 1
+                    continue
+                plain = one.is_file(follow_symlinks=False)
+                if plain or self._look(fd, folder, name) is not None:
+                    names.append(name)
+                else:
+                    unlisted += 1
+        return names, unlisted
+
+    def _look(self, fd: int, folder: str, name: str) -> Entry | None:
+        """Return the entry of a name in an open folder, or None if it cannot be served."""
+        try:
+            found = os.stat(name.encode(), dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISLNK(found.st_mode):
+                target, found = self._open(f"{folder}/{name}" if folder else name)
+                os.close(target)
+        except (OSError, NotFound, Refused, ReadFailed):
+            return None
+        if _is_special(found):
+            return None
+        if stat.S_ISDIR(found.st_mode):
+            return Entry(name, "folder")
+        return Entry(name, "dataset", found.st_size, _etag(found), found.st_mtime_ns)
+
+    def close(self) -> None:
+        """Close the root's descriptor; call it when nothing is being opened any more."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _crowded(folder: str, limit: int) -> TooLarge:
+    where = f"folder {printable(folder)}" if folder else "the root"
+    return TooLarge(
+        f"{where} has more than {limit} entries, which is the most that a listing sorts",
+        hint="Name its datasets directly, spread them over folders, or raise the connector's "
+        "setting folder_entries.",
+    )
+
+
+def _close_unwanted(job: Future[Source]) -> None:
+    """Close what a cancelled `Root.open` opened; runs where the job ends, off the loop."""
+    if not job.cancelled() and job.exception() is None:
+        job.result()._close()

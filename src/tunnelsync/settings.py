@@ -1,0 +1,256 @@
+"""Every default, limit and timeout of the three roles, each with its unit and its reason.
+
+`load` folds flags over ``TUNNELSYNC_*`` over a TOML file over these defaults, and refuses
+what it does not know. It reads no file and no environment itself: the command line does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from tunnelsync.errors import BadSetting
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class Secret(str):
+    """A string that prints as stars; ``reveal()`` gives what it holds."""
+
+    __slots__ = ()
+
+    def reveal(self) -> str:
+        """Return the secret itself."""
+        return str.__str__(self)
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __format__(self, spec: str) -> str:
+        return "***"
+
+
+def _setting(default: Any, why: str, *, env: str | None = None) -> Any:
+    """A field with the reason for its default, and its environment name where it is special."""
+    return field(default=default, metadata={"why": why, "env": env})
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The S3 store, the same for every role. Absent while ``endpoint`` is empty."""
+
+    table: ClassVar[str] = "store"
+
+    endpoint: str = _setting("", "where the connector uploads; empty means no store")
+    public_endpoint: str = _setting("", "what clients reach; empty means the endpoint")
+    region: str = _setting("us-east-1", "what S3-compatible stores expect when they have none")
+    bucket: str = _setting("tunnelsync", "one bucket of its own keeps permissions simple")
+    prefix: str = _setting("datasets", "keys begin with it, so a policy can name it")
+    create_bucket: bool = _setting(False, "a bucket is somebody's decision, so none is made")
+    url_lifetime_seconds: int = _setting(3600, "long enough to begin a download, short if leaked")
+    access_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
+    secret_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
+    part_bytes: int = _setting(16 * MIB, "measured best with four at once; grows past 140 GiB")
+    parts_at_once: int = _setting(4, "fills a fast line without holding many windows")
+    connect_seconds: float = _setting(10.0, "a store that does not answer by then is down")
+    read_seconds: float = _setting(60.0, "completing a large multipart upload can take that long")
+    attempts: int = _setting(3, "rides out one restart of a store's node")
+    settle_seconds: float = _setting(2.0, "a younger mtime or ctime can hide an edit: not reused")
+
+    @property
+    def public(self) -> str:
+        """The endpoint that clients reach."""
+        return self.public_endpoint or self.endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """What a router allows, and how long it waits."""
+
+    table: ClassVar[str] = "router"
+
+    host: str = _setting("127.0.0.1", "loopback only, until there is a tokens file")
+    port: int = _setting(8080, "the usual one for HTTP behind a proxy; 0 picks a free one")
+    tokens: str = _setting("", "path of the tokens file; without it only loopback is served")
+    tls_cert: str = _setting("", "path of a PEM chain; empty serves plain http")
+    tls_key: str = _setting("", "path of the PEM key that goes with it")
+    heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")
+    return_grace_seconds: float = _setting(10.0, "a socket that blinks costs no request")
+    command_queue: int = _setting(1000, "commands for one connector that are not yet sent")
+    connectors: int = _setting(20_000, "at 20 KB each, 400 MB")
+    transfers: int = _setting(10_000, "requests that wait or flow at once")
+    ack_seconds: float = _setting(15.0, "a healthy connector acknowledges in milliseconds")
+    answer_seconds: float = _setting(60.0, "silence between two signs of life before the answer")
+    idle_seconds: float = _setting(60.0, "no byte taken from, or by, a peer for so long: broken off")
+    resume_seconds: float = _setting(20.0, "a connector that lost its data connection comes back")
+    complete_seconds: float = _setting(30.0, "the closing word follows the last byte")
+    chunk_queue: int = _setting(2, "the chunk being relayed and the one that starts where it ends")
+    read_bytes: int = _setting(MIB, "measured: 64 KiB reads cost two thirds of the speed")
+    message_bytes: int = _setting(64 * KIB, "one message on a connector's socket, or one request")
+    result_bytes: int = _setting(4 * MIB, "a listing of 1000 long names")
+    inline_result_bytes: int = _setting(MIB, "a result whose request_id is inside its body")
+    buffer_json_bytes: int = _setting(96 * MIB, "64 MiB as base64, with room for the rest")
+    buffers_bytes: int = _setting(256 * MIB, "the sum of all buffered answers at once")
+    list_entries: int = _setting(1000, "entries of one page of a listing")
+    receipts: int = _setting(10_000, "about 1 KB each")
+    receipt_seconds: float = _setting(3600.0, "long enough to ask what became of a transfer")
+    receipt_wait_seconds: float = _setting(60.0, "the longest ?wait= of a receipt")
+    drain_seconds: float = _setting(30.0, "what running transfers get when the router stops")
+    retry_after_seconds: int = _setting(2, "said with each 503")
+    tokens_poll_seconds: float = _setting(1.0, "a revoked token is noticed by then")
+    clash_swaps: int = _setting(3, "so many swaps of one MAC in the window are a clash")
+    clash_window_seconds: float = _setting(60.0, "the window in which swaps of one MAC count")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorSettings:
+    """What a connector works at once, and how it comes back."""
+
+    table: ClassVar[str] = "connector"
+
+    router: str = _setting("http://127.0.0.1:8080", "the router's address", env="ROUTER")
+    mac: str = _setting("", "empty means that of the interface that reaches the router")
+    root: str = _setting(".", "the folder whose regular files are the datasets")
+    token: Secret = _setting(Secret(""), "never in argv", env="TOKEN")
+    token_file: str = _setting("", "a file that holds the token alone", env="TOKEN_FILE")
+    allow_plaintext: bool = _setting(False, "http is for loopback only, unless told")
+    places: int = _setting(50, "dataset commands worked at once")
+    waiting: int = _setting(1000, "dataset commands in line for a place")
+    queue_wait_seconds: float = _setting(600.0, "then 503, so that nobody waits for ever")
+    pool: int = _setting(100, "HTTP connections to the router: two for each place")
+    threads: int = _setting(8, "for reading files; a disk gains little from more")
+    heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")
+    connect_seconds: float = _setting(10.0, "a router that does not answer by then is down")
+    stall_seconds: float = _setting(60.0, "no byte accepted by the router for so long: broken off")
+    answer_seconds: float = _setting(30.0, "the router's answer to a small request")
+    backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
+    backoff_cap_seconds: float = _setting(20.0, "1000 connectors are back within 30 s")
+    backoff_refused_seconds: float = _setting(300.0, "a refused token is not hammered with")
+    progress_seconds: float = _setting(10.0, "a sign of life for each command in work")
+    outbox: int = _setting(1000, "small messages that wait for the socket")
+    seen: int = _setting(10_000, "request ids remembered, so that none is worked twice")
+    message_bytes: int = _setting(64 * KIB, "one message on the socket")
+    dataset_buffer_bytes: int = _setting(64 * MIB, "mode buffer: the largest dataset")
+    buffers_bytes: int = _setting(256 * MIB, "mode buffer: the sum of all answers being built")
+    auto_offload_bytes: int = _setting(GIB, "mode auto: offload from this size on, given a store")
+    list_entries: int = _setting(1000, "entries of one page of a listing")
+    folder_entries: int = _setting(100_000, "entries of one folder that are sorted at most")
+    resume_attempts: int = _setting(5, "data connections lost in one transfer before it fails")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How a client reaches a router, and how long it waits."""
+
+    table: ClassVar[str] = "client"
+
+    router: str = _setting("http://127.0.0.1:8080", "the router's address", env="ROUTER")
+    token: Secret = _setting(Secret(""), "never in argv", env="TOKEN")
+    token_file: str = _setting("", "a file that holds the token alone", env="TOKEN_FILE")
+    allow_plaintext: bool = _setting(False, "http is for loopback only, unless told")
+    store_origin: str = _setting("", "pins the store; empty trusts those the router announces")
+    connect_seconds: float = _setting(10.0, "a router that does not answer by then is down")
+    answer_seconds: float = _setting(7200.0, "the first byte: queue, then upload in mode offload")
+    idle_seconds: float = _setting(90.0, "no byte for so long: broken off; above the router's")
+    read_bytes: int = _setting(MIB, "measured: 64 KiB reads cost two thirds of the speed")
+    blocks_in_hand: int = _setting(3, "blocks of 4 MiB between network and disk")
+    json_bytes: int = _setting(96 * MIB, "mode buffer: the largest answer")
+    message_bytes: int = _setting(4 * MIB, "any other answer")
+    digests_bytes: int = _setting(64 * MIB, "packed digests of one object: enough for 8 TiB")
+    connections: int = _setting(100, "HTTP connections of one client")
+
+
+Role = TypeVar("Role", StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)
+ROLES = (StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)
+PREFIX = "TUNNELSYNC_"
+BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+NOT_SETTINGS = frozenset({"CONFIG", "STORE_TESTS"})
+"""Environment names that are read elsewhere: the path of the TOML file, and one of the tests."""
+
+
+def env_name(role: type, spec: Field[Any]) -> str:
+    """Return the environment variable of a field: ``TUNNELSYNC_STORE_BUCKET``."""
+    special = spec.metadata.get("env")
+    return PREFIX + (special or f"{role.table}_{spec.name}".upper())  # type: ignore[attr-defined]
+
+
+def load(
+    role: type[Role],
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    toml: Mapping[str, Any] | None = None,
+) -> Role:
+    """Build the settings of one role.
+
+    ``flags`` maps field names to values, None meaning not given; ``environ`` is the whole
+    environment; ``toml`` is the whole parsed file, with a table for each role. Raises
+    `BadSetting` for an unknown key, anywhere in them, or a value of the wrong kind.
+    """
+    values: dict[str, Any] = {}
+    _check_toml(toml or {})
+    _check_environ(environ or {})
+    table = (toml or {}).get(role.table, {})
+    for spec in fields(role):
+        name = env_name(role, spec)
+        if spec.name in table:
+            where = f"[{role.table}] {spec.name}"
+            values[spec.name] = _convert(spec, table[spec.name], where)
+        if environ and name in environ:
+            values[spec.name] = _convert(spec, environ[name], name)
+        if flags and flags.get(spec.name) is not None:
+            where = "--" + spec.name.replace("_", "-")
+            values[spec.name] = _convert(spec, flags[spec.name], where)
+    return role(**values)
+
+
+def _check_toml(toml: Mapping[str, Any]) -> None:
+    known = {role.table: {spec.name for spec in fields(role)} for role in ROLES}
+    for table, keys in toml.items():
+        if table not in known:
+            raise BadSetting(f"unknown table or key [{table}] in the settings file")
+        if not isinstance(keys, Mapping):
+            raise BadSetting(f"[{table}] in the settings file is not a table")
+        for key in keys:
+            if key not in known[table]:
+                raise BadSetting(f"unknown setting {key!r} in [{table}] of the settings file")
+
+
+def _check_environ(environ: Mapping[str, str]) -> None:
+    known = {env_name(role, spec) for role in ROLES for spec in fields(role)}
+    known |= {PREFIX + name for name in NOT_SETTINGS}
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known:
+            raise BadSetting(f"unknown setting {name} in the environment")
+
+
+def _convert(spec: Field[Any], value: Any, where: str) -> Any:
+    """Turn a text or TOML value into the type of the field's default, or raise `BadSetting`."""
+    default = spec.default
+    assert default is not MISSING
+    kind = type(default)
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in BOOLEANS:
+            return BOOLEANS[value.lower()]
+        raise BadSetting(f"{where} must be true or false")
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise BadSetting(f"{where} must be a text")
+        return kind(value)
+    if isinstance(value, bool):
+        raise BadSetting(f"{where} must be a number")
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        raise BadSetting(f"{where} must be a number, not {value!r}") from None
+    if isinstance(value, float) and number != value:
+        raise BadSetting(f"{where} must be a whole number")
+    if not 0 <= number < 2**62:
+        raise BadSetting(f"{where} must not be negative, nor beyond all measure")
+    return number

@@ -1,0 +1,86 @@
+"""JSON to frozen dataclasses and back, strictly typed; no I/O.
+
+Unknown members are ignored, so that a later version may add some; a missing or wrongly typed
+one is a `BadRequest`. Numbers are what orjson takes (no NaN), and whole ones stay below 2**63.
+"""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import orjson
+
+from tunnelsync.errors import BadRequest
+
+Message = TypeVar("Message")
+
+
+def loads(data: bytes | bytearray | memoryview | str) -> dict[str, Any]:
+    """Parse one JSON object; raise `BadRequest` for anything else."""
+    try:
+        value = orjson.loads(data)
+    except (orjson.JSONDecodeError, RecursionError) as exc:
+        raise BadRequest(f"not valid JSON: {exc}") from None
+    if not isinstance(value, dict):
+        raise BadRequest("a JSON object was expected")
+    return value
+
+
+def dumps(message: object) -> bytes:
+    """Return the JSON of a message, without the members that are None."""
+    return orjson.dumps(_plain(message))
+
+
+def decode(kind: type[Message], value: Mapping[str, Any]) -> Message:
+    """Build a dataclass from a parsed JSON object, or raise `BadRequest`."""
+    arguments: dict[str, Any] = {}
+    for name, hint, required in _members(kind):  # type: ignore[arg-type]
+        if value.get(name) is not None:
+            arguments[name] = _cast(hint, value[name], name)
+        elif required:
+            raise BadRequest(f"{kind.__name__}: {name!r} is missing")
+    return kind(**arguments)
+
+
+@cache
+def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    hints = typing.get_type_hints(kind)
+    return tuple(
+        (f.name, hints[f.name], f.default is MISSING and f.default_factory is MISSING)
+        for f in fields(kind)
+    )
+
+
+def _cast(hint: Any, value: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+        return _cast(hint, value, name)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise BadRequest(f"{name!r} must be a list")
+        return tuple(_cast(typing.get_args(hint)[0], one, name) for one in value)
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise BadRequest(f"{name!r} must be an object")
+        return decode(hint, value)
+    hint = getattr(hint, "__supertype__", hint)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint or (hint is int and not -(2**63) <= value < 2**63):
+        raise BadRequest(f"{name!r} must be of type {hint.__name__}")
+    return value
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        pairs = ((f.name, getattr(value, f.name)) for f in fields(value))
+        return {name: _plain(one) for name, one in pairs if one is not None}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return value

@@ -1,0 +1,179 @@
+"""Real files: a target appears whole or not at all, and is never replaced unasked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunnelsync.client.target import Descriptor, PartFile, resolve, write_all
+from tunnelsync.errors import TargetBusy, TargetExists, Usage, WriteFailed
+
+HOLD = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def written(target: Path, data: bytes, *, force: bool = False, sync: bool = False) -> None:
+    part = PartFile(target, force=force, sync=sync)
+    part.open()
+    try:
+        part.write((data,))
+        part.publish(1_700_000_000_123_456_789)
+    finally:
+        part.discard()
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_file_appears_with_its_time_and_no_part_is_left(tmp_path: Path, sync: bool) -> None:
+    written(tmp_path / "a", b"data", sync=sync)
+    assert (tmp_path / "a").read_bytes() == b"data"
+    assert (tmp_path / "a").stat().st_mtime_ns == 1_700_000_000_123_456_789
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
+    part = PartFile(tmp_path / "a")
+    part.open()
+    part.write((b"data",))
+    assert os.listdir(tmp_path) == ["a.part"]
+    part.discard()
+    part.discard()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    part = PartFile(tmp_path / "a")
+    part.open()
+    (tmp_path / "a").write_bytes(b"theirs")
+    with pytest.raises(TargetExists):
+        part.publish(0)
+    part.discard()
+    assert (tmp_path / "a").read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_force_replaces_in_one_step(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with (tmp_path / "a").open("rb") as before:
+        written(tmp_path / "a", b"new", force=True)
+        assert before.read() == b"old"
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_force_replaces_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "far").write_bytes(b"far")
+    (tmp_path / "a").symlink_to("far")
+    with pytest.raises(TargetExists):
+        resolve(tmp_path / "a", "d", force=False)
+    written(resolve(tmp_path / "a", "d", force=True), b"new", force=True)
+    assert (tmp_path / "far").read_bytes() == b"far"
+    assert not (tmp_path / "a").is_symlink()
+
+
+def test_another_process_that_writes_it_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "a.part")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        part = PartFile(tmp_path / "a")
+        with pytest.raises(TargetBusy, match="a"):
+            part.open()
+        part.discard()
+        assert (tmp_path / "a.part").exists()
+        other.communicate()
+    written(tmp_path / "a", b"mine")
+    assert (tmp_path / "a").read_bytes() == b"mine"
+
+
+def test_a_part_left_by_a_killed_run_is_taken_over_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.part").write_bytes(b"left over, and long")
+    written(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_a_part_that_is_the_target_itself_is_not_cut_short(tmp_path: Path) -> None:
+    """As after kill -9 between the link and the removal of the part file's name."""
+    (tmp_path / "a").write_bytes(b"old")
+    os.link(tmp_path / "a", tmp_path / "a.part")
+    part = PartFile(tmp_path / "a", force=True)
+    part.open()
+    assert (tmp_path / "a").read_bytes() == b"old"
+    part.discard()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_part_that_is_no_file_is_refused_without_blocking(tmp_path: Path, kind: str) -> None:
+    part = tmp_path / "a.part"
+    (tmp_path / "far").write_bytes(b"far")
+    {
+        "link": lambda: part.symlink_to("far"),
+        "fifo": lambda: os.mkfifo(part),
+        "folder": part.mkdir,
+    }[kind]()
+    with pytest.raises(WriteFailed):
+        PartFile(tmp_path / "a").open()
+    assert (tmp_path / "far").read_bytes() == b"far"
+    assert os.path.lexists(part)
+
+
+def test_the_name_comes_from_the_last_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve(None, "deep/er/x.csv", force=False) == tmp_path / "x.csv"
+    assert resolve(tmp_path, "deep/x.csv", force=False) == tmp_path / "x.csv"
+    assert resolve("y", "x.csv", force=False) == tmp_path / "y"
+    assert resolve(None, "a\nb", force=False) == tmp_path / "a\nb"
+
+
+def test_a_missing_folder_is_a_usage_error(tmp_path: Path) -> None:
+    for path in (tmp_path / "no" / "a", f"{tmp_path}/no/"):
+        with pytest.raises(Usage, match="no folder"):
+            resolve(path, "x", force=False)
+    with pytest.raises(Usage):
+        resolve("", "x", force=False)
+
+
+def test_a_device_is_never_replaced() -> None:
+    with pytest.raises(TargetExists, match="not a regular file"):
+        resolve("/dev/null", "x", force=True)
+
+
+def test_many_parts_arrive_whole_and_in_order(tmp_path: Path) -> None:
+    parts = [bytes([i % 251]) * 17 for i in range(5000)]
+    with (tmp_path / "a").open("wb") as file:
+        write_all(file.fileno(), parts)
+    assert (tmp_path / "a").read_bytes() == b"".join(parts)
+
+
+def test_a_full_disk_says_so() -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        with pytest.raises(WriteFailed, match="disk is full"):
+            Descriptor(full.fileno()).write((b"x",))
+
+
+def test_a_reader_that_left_says_so() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with pytest.raises(WriteFailed, match="closed"):
+            Descriptor(writer).write((b"x",))
+    finally:
+        os.close(writer)
+
+
+def test_a_pipe_that_does_not_block_gets_everything() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    data = os.urandom(1 << 20)
+    with subprocess.Popen(["cat"], stdin=reader, stdout=subprocess.PIPE) as cat:
+        os.close(reader)
+        write_all(writer, (data[:7], data[7:]))
+        os.close(writer)
+        assert cat.communicate()[0] == data
