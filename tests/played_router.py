@@ -12,7 +12,7 @@ from tunnelsync import frames, protocol
 
 MAC = "cc-28-aa-00-11-22"
 MODIFIED_NS = 1_700_000_000_123_456_789
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 def content(size: int) -> bytes:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from yarl import URL
 
 from tunnelsync.client.offload import trusted_url
 from tunnelsync.errors import StoreUntrusted
@@ -20,7 +21,7 @@ STORE = "https://store.example.org"
     ],
 )
 def test_the_announced_store_is_trusted(url: str, announced: str) -> None:
-    assert str(trusted_url(url, [announced], "")) == url
+    assert trusted_url(url, [announced], "") == URL(url, encoded=True)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tunnelsync.connector import source as module
-from tunnelsync.connector.source import Entry, Jail, Root, Source, beneath, stepwise
+from tunnelsync.connector import jail as module
+from tunnelsync.connector.jail import Jail, beneath, stepwise
+from tunnelsync.connector.source import Entry, Root, Source
 from tunnelsync.errors import (
     BadName,
     BadRequest,
@@ -309,14 +310,14 @@ async def test_N2_a_fifo_swapped_in_at_the_last_moment_does_not_block(
     """The worst moment: the name becomes a FIFO when its kind was just seen to be regular."""
     (folder / "a").write_bytes(b"inside")
     os.mkfifo(folder / "fifo")
-    judge = module._refuse_special
+    judge = module.refuse_special
 
     def swap_after(found: os.stat_result, name: str) -> None:
         judge(found, name)
         if (folder / "fifo").exists():
             (folder / "fifo").replace(folder / "a")
 
-    monkeypatch.setattr(module, "_refuse_special", swap_after)
+    monkeypatch.setattr(module, "refuse_special", swap_after)
     async with asyncio.timeout(5):
         if jail is beneath:
             assert await content(root, "a") == b"inside"

@@ -7,7 +7,7 @@ import click
 
 from tunnelsync import frames
 from tunnelsync.cli import options, output
-from tunnelsync.errors import NotFound, ReadFailed
+from tunnelsync.errors import DatasetDenied, NotADataset, NotFound, ReadFailed
 from tunnelsync.protocol import printable
 
 
@@ -19,20 +19,33 @@ def digest(file: str, as_json: bool) -> None:
     hint = "Give the path of a regular file that you may read."
     try:
         with open(file, "rb") as opened:
-            root = frames.root(_digests(opened))
-            size = opened.tell()
+            blocks = _Blocks(opened)
+            root = frames.root(blocks.digests())
     except FileNotFoundError:
         raise NotFound(f"there is no file {printable(file)}", hint=hint) from None
+    except IsADirectoryError:
+        raise NotADataset(f"{printable(file)} is a folder", hint=hint) from None
+    except PermissionError:
+        raise DatasetDenied(f"{printable(file)} may not be read", hint=hint) from None
     except OSError as exc:
         raise ReadFailed(f"cannot read {printable(file)}: {exc.strerror}", hint=hint) from None
     except ValueError:
         raise NotFound(f"{printable(file)} cannot be the name of a file", hint=hint) from None
     if as_json:
-        output.success(root=root, file=printable(file)[1:-1], size=size)
+        output.success(root=root, file=printable(file)[1:-1], size=blocks.size)
     else:
         output.line(f"{root}  {output.shown_name(file)}")
 
 
-def _digests(opened: BinaryIO) -> Iterator[bytes]:
-    while block := opened.read(frames.BLOCK_BYTES):
-        yield frames.digest(block)
+class _Blocks:
+    """The blocks of an open file, which may be a pipe; ``size`` in bytes is what was read."""
+
+    def __init__(self, opened: BinaryIO) -> None:
+        self._opened = opened
+        self.size = 0
+
+    def digests(self) -> Iterator[bytes]:
+        """Read to the end, and yield the digest of each block."""
+        while block := self._opened.read(frames.BLOCK_BYTES):
+            self.size += len(block)
+            yield frames.digest(block)

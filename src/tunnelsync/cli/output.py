@@ -34,9 +34,19 @@ def prepare(*, as_json: bool, debug: bool) -> None:
     """Set up stdout and stderr for a run; called once, before the command."""
     global _as_json, _debug
     _as_json, _debug = as_json, debug
+    _occupy_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _occupy_closed() -> None:
+    """Keep a closed standard descriptor from becoming a socket's, and then being written to."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest number, and refuses writes
 
 
 def escaped(text: str) -> str:
@@ -149,7 +159,7 @@ def interrupted(code: int) -> int:
 
 def flush() -> int:
     """Flush stdout and stderr; return the exit code for a reader that has gone, else 0."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError as exc:
@@ -196,6 +206,10 @@ def _encodable(error: TunnelSyncError) -> TunnelSyncError:
 
 
 def _write(stream: Any, text: str) -> None:
+    if stream is None:  # it was closed when we began
+        if stream is sys.stdout:
+            raise WriteFailed("cannot write to standard output: it is closed", hint="")
+        return
     try:
         stream.write(text)
     except OSError as exc:
@@ -211,7 +225,7 @@ def _silence() -> None:
     """Keep the interpreter from complaining at exit about what it cannot flush."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, 1)
         os.close(null)
     except (OSError, ValueError):
         pass

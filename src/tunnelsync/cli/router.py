@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from tunnelsync.cli import options, output
+from tunnelsync.cli.running import INTERRUPTED
 from tunnelsync.settings import RouterSettings
 
 
@@ -23,4 +24,5 @@ def router(log_level: str, **flags: Any) -> None:
     from tunnelsync.router import app
 
     output.start_log(log_level)
-    asyncio.run(app.run(settings, store))
+    if not asyncio.run(app.run(settings, store)):
+        raise output.Interrupted(INTERRUPTED)

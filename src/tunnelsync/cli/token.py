@@ -8,7 +8,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ def _replace(path: Path, data: bytes, folder: int) -> None:
             os.replace(name, target)
             os.fsync(folder)
         except BaseException:
-            os.unlink(name)
+            with suppress(FileNotFoundError):
+                os.unlink(name)
             raise
     except OSError as exc:
         raise WriteFailed(f"cannot write {printable(str(path))}: {exc.strerror}") from None

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from tunnelsync.client import auto, buffer, offload, stream
+from tunnelsync.client import auto, buffer, offload, receipts, stream
 from tunnelsync.client.download import FileThread, Progress, download
 from tunnelsync.client.incoming import Incoming, Proof, etag_of, number_of, size_of
 from tunnelsync.client.link import Link
@@ -260,15 +260,14 @@ class TunnelSync:
         while True:
             asked = loop.time()
             left = min(WAIT_ONCE_SECONDS, max(0.0, end - asked))
-            path = _transfer(request_id) + (f"?wait={left:.3f}" if left > 0 else "")
-            receipt = await self._link.ask(Receipt, "GET", path)
+            receipt = await receipts.ask(self._link, request_id, wait_seconds=round(left, 3))
             if receipt.outcome is not None or loop.time() >= end:
                 return receipt
             await asyncio.sleep(max(0.0, asked + WAIT_AGAIN_SECONDS - loop.time()))
 
     async def cancel(self, request_id: str) -> None:
         """End a transfer; harmless if it has ended."""
-        async with self._link.request("DELETE", _transfer(request_id)) as response:
+        async with self._link.request("DELETE", receipts.path_of(request_id)) as response:
             await self._link.body(response).whole(self._settings.message_bytes)
 
 
@@ -278,9 +277,3 @@ def _checked(mac: str, dataset: str) -> tuple[Mac, str]:
 
 def _path(mac: Mac, name: str) -> str:
     return "/".join(["datasets", mac, *(quote(part, safe="") for part in name.split("/"))])
-
-
-def _transfer(request_id: str) -> str:
-    if not request_id or len(request_id) > 128 or not request_id.isascii():
-        raise BadSetting("that cannot be a request id")
-    return f"transfers/{quote(request_id, safe='')}"

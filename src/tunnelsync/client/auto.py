@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from tunnelsync.client import offload, stream
 from tunnelsync.client.incoming import Incoming, mode_of
 from tunnelsync.client.link import Link
-from tunnelsync.errors import ProtocolError, StoreUnavailable
+from tunnelsync.errors import ProtocolError, StoreRefused, StoreUnavailable
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import Coding, DatasetRequest, Mode
 
@@ -22,7 +22,7 @@ async def opened(link: Link, mac: Mac, dataset: str) -> AsyncIterator[Incoming]:
     async with AsyncExitStack() as stack:
         try:
             incoming = await stack.enter_async_context(_asked(link, mac, dataset, BOTH))
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreRefused):
             incoming = await stack.enter_async_context(_asked(link, mac, dataset, BOTH[:1]))
         yield incoming
 

@@ -13,7 +13,7 @@ from blake3 import blake3
 from tunnelsync import protocol
 from tunnelsync.client.body import Body
 from tunnelsync.errors import BrokenOff, ProtocolError, VerificationFailed
-from tunnelsync.frames import ROOT_PREFIX, Claimed
+from tunnelsync.frames import BLOCK_BYTES, ROOT_PREFIX, Claimed
 from tunnelsync.protocol import Mode
 
 
@@ -49,11 +49,16 @@ class Proof:
 
     def take(self, claim: Claimed) -> tuple[bytes, ...]:
         """Return the parts of the next block; raise `VerificationFailed` if they are not right."""
-        parts = claim.verified()
-        self._digests.update(claim.digest)
-        self.bytes += sum(map(len, parts))
-        if self.bytes > self._expected:
+        size = sum(map(len, claim.parts))
+        left = self._expected - self.bytes
+        if size > left:
             raise VerificationFailed(f"more came than the {self._expected} bytes announced")
+        parts = claim.verified()
+        if size != min(BLOCK_BYTES, left):
+            # Blocks cut elsewhere would give a root that the file does not have.
+            raise VerificationFailed(f"block {claim.index} is of {size} bytes, and not whole")
+        self._digests.update(claim.digest)
+        self.bytes += size
         return parts
 
     def finish(self) -> str:

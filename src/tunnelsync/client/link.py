@@ -14,7 +14,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
-from aiohttp import BasicAuth, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar
+from aiohttp import (
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    encode_basic_auth,
+)
 from yarl import URL
 
 from tunnelsync import __version__, protocol, wire
@@ -158,13 +164,23 @@ def proxy_for(url: URL) -> dict[str, Any]:
     """
     host = url.host or ""
     proxy = urllib.request.getproxies().get(url.scheme)
-    if not proxy or is_loopback(host) or urllib.request.proxy_bypass(host):
+    if not proxy or is_loopback(host) or urllib.request.proxy_bypass(f"{host}:{url.port}"):
         return {}
-    address = URL(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        address = URL(proxy if "://" in proxy else f"http://{proxy}")
+        if address.scheme not in ("http", "https") or not address.host or not address.port:
+            raise ValueError
+    except ValueError:
+        name = f"{url.scheme.upper()}_PROXY"
+        raise BadSetting(
+            f"the address in {name} is not that of an HTTP proxy",
+            hint=f"Write {name} as http://HOST:PORT, or name the host in NO_PROXY.",
+        ) from None
     if address.user is None:
         return {"proxy": address}
-    auth = BasicAuth(address.user, address.password or "")
-    return {"proxy": address.with_user(None), "proxy_auth": auth}
+    # aiohttp turns it into Proxy-Authorization, for a tunnel and for plain http alike.
+    auth = encode_basic_auth(address.user, address.password or "")
+    return {"proxy": address.with_user(None), "proxy_headers": {"Authorization": auth}}
 
 
 def decode(kind: type[Answer], data: bytes) -> Answer:

@@ -7,8 +7,8 @@ root the connector told.
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import aiohttp
 from aiohttp import ClientResponse, ClientSession
@@ -21,6 +21,7 @@ from tunnelsync.client.link import CONNECTION_ERRORS, Link, decode, http_session
 from tunnelsync.errors import (
     BrokenOff,
     ProtocolError,
+    Stalled,
     StoreUnavailable,
     StoreUntrusted,
     VerificationFailed,
@@ -61,7 +62,8 @@ async def downloading(link: Link, response: ClientResponse) -> AsyncIterator[Inc
             body = None
             if answer.size:
                 body = await stack.enter_async_context(_get(session, settings, data_url))
-                await _first_byte(body)
+                with _not_begun():
+                    await body.peek()
             yield Incoming(
                 request_id=request_id_of(response),
                 mode=Mode.OFFLOAD,
@@ -89,19 +91,25 @@ def trusted_url(text: str, announced: Sequence[str], pinned: str) -> URL:
         if "@" in url.raw_authority:
             raise ValueError
         found = url.origin()
+        place = _place(url)
     except ValueError:
         raise StoreUntrusted("the download address is none that a store can have") from None
     if _is_special(url.host):
         raise StoreUntrusted(f"the download address is on {found}, which is never a store")
-    if found not in [_origin(one) for one in ([pinned] if pinned else announced)]:
+    if place not in [_place_in(one) for one in ([pinned] if pinned else announced)]:
         by = "the one pinned by store_origin" if pinned else "one that the router announced"
         raise StoreUntrusted(f"the download address is on {found}, and not on {by}")
     return url
 
 
-def _origin(text: str) -> URL | None:
+def _place(url: URL) -> tuple[str, str, int | None]:
+    """Return an origin in the one form in which two can be compared (RFC 6454, 4)."""
+    return url.scheme, (url.host or "").lower(), url.port
+
+
+def _place_in(text: str) -> tuple[str, str, int | None] | None:
     try:
-        return URL(text).origin()
+        return _place(URL(text))
     except ValueError:
         return None
 
@@ -128,10 +136,8 @@ async def _digests(
     if wanted * DIGEST_BYTES > settings.digests_bytes:
         raise ProtocolError(f"the digests of {wanted} blocks are over digests_bytes")
     async with _get(session, settings, url) as body:
-        try:
+        with _not_begun():
             packed = await body.whole(settings.digests_bytes)
-        except BrokenOff as exc:
-            raise StoreUnavailable(exc.message) from None
     digests = frames.split_digests(packed)
     if len(digests) != wanted or frames.root(digests) != answer.root:
         raise VerificationFailed("the digests in the store are not those of this dataset")
@@ -165,10 +171,12 @@ def _why(status: int) -> str:
     )
 
 
-async def _first_byte(body: Body) -> None:
+@contextmanager
+def _not_begun() -> Iterator[None]:
+    """Before the first byte, a store that breaks off or stalls is one that does not answer."""
     try:
-        await body.peek()
-    except BrokenOff as exc:
+        yield
+    except (BrokenOff, Stalled) as exc:
         raise StoreUnavailable(exc.message) from None
 
 

@@ -5,9 +5,11 @@ from contextlib import asynccontextmanager
 
 from aiohttp import ClientResponse
 
+from tunnelsync.client import receipts
 from tunnelsync.client.body import Body
 from tunnelsync.client.incoming import Incoming, etag_of, number_of, request_id_of, size_of
 from tunnelsync.client.link import Link
+from tunnelsync.errors import BrokenOff
 from tunnelsync.frames import Claimed, Decoder
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import H_MODIFIED, Coding, DatasetRequest, Mode
@@ -30,19 +32,27 @@ def incoming(link: Link, response: ClientResponse) -> Incoming:
         size=size_of(response),
         etag=etag_of(response),
         modified_ns=number_of(response, H_MODIFIED),
-        claims=claims(body),
+        claims=claims(link, request_id_of(response), body),
         body=body,
     )
 
 
-async def claims(body: Body) -> AsyncIterator[Claimed]:
-    """Yield the blocks of a framed body; raise what its failure frame says, or `BrokenOff`."""
+async def claims(link: Link, request_id: str, body: Body) -> AsyncIterator[Claimed]:
+    """Yield the blocks of a framed body; raise what its failure frame says.
+
+    A body that breaks off without one raises what the receipt names, else `BrokenOff`.
+    """
     decoder = Decoder()
     ended = False
-    while not ended and (data := await body.read()):
+    while not ended:
+        try:
+            data = await body.read()
+            if not data:
+                decoder.finish()
+        except BrokenOff as broken:
+            raise await receipts.reason_of(link, request_id, broken) from None
         for event in decoder.feed(data):
             if isinstance(event, Claimed):
                 yield event
             else:
                 ended = True
-    decoder.finish()

@@ -1,7 +1,7 @@
 """Where verified blocks go: a file that appears whole or not at all, or a descriptor.
 
-All of it blocks, and is called from the download's own thread. A file is written as ``NAME.part``
-beside its target, locked, and takes the target's name in one step at the end.
+All of it blocks, and is called from the download's own thread. A file is written beside its target
+as ``NAME.tunnelsync.part``, locked, and takes the target's name in one step at the end.
 """
 
 import errno
@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from tunnelsync.errors import TargetBusy, TargetExists, Usage, WriteFailed
+from tunnelsync.frames import digest
 from tunnelsync.protocol import printable
 
+SUFFIX = ".tunnelsync.part"
+"""Of our own: a plain ``.part`` may be a file, or even a dataset, of the user's."""
+NAME_BYTES = 255
+"""NAME_MAX of the usual file systems."""
 PARTS_AT_ONCE = 1024
 """IOV_MAX of Linux and macOS: the most buffers of one ``writev``."""
 ATTEMPTS = 10
@@ -52,15 +57,16 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     if path is not None and not os.fspath(path):
         raise Usage("the name of the file to write is empty", hint="Give a path after -o.")
     target = Path(name if path is None else path)
-    if target.is_dir() or (path is not None and os.fspath(path).endswith("/")):
+    if os.path.isdir(target) or (path is not None and os.fspath(path).endswith("/")):
         target /= name
-    target = Path(os.path.abspath(target))
-    if not target.parent.is_dir():
+    with _explained(Path("into the current folder")):
+        target = Path(os.path.abspath(target))
+    if not os.path.isdir(target.parent):
         raise Usage(
             f"there is no folder {printable(str(target.parent))} to write into",
             hint="Create it first, or choose another place with -o.",
         )
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise TargetExists(
             f"{printable(str(target))} is not a regular file, and is never replaced",
             hint="Choose another name with -o; `-o -` writes to standard output.",
@@ -68,6 +74,14 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     if not force:
         _refuse_existing(target)
     return target
+
+
+def part_path(target: Path) -> Path:
+    """Return where a target is written until it is whole; a name too long for it is hashed."""
+    name = target.name + SUFFIX
+    if len(os.fsencode(name)) > NAME_BYTES:
+        name = digest(os.fsencode(target.name)).hex() + SUFFIX
+    return target.with_name(name)
 
 
 class PartFile:
@@ -80,13 +94,13 @@ class PartFile:
 
     def __init__(self, target: Path, *, force: bool = False, sync: bool = False) -> None:
         self._descriptor = -1
-        self._part = target.with_name(target.name + ".part")
+        self._part = part_path(target)
         self._target = target
         self._force = force
         self._sync = sync
 
     def open(self) -> None:
-        """Create or take over ``NAME.part``, empty and locked."""
+        """Create the part file, or take it over from a killed run, empty and locked."""
         with _explained(self._part):
             for _ in range(ATTEMPTS):
                 descriptor = _locked(self._part, self._target)
@@ -183,7 +197,9 @@ def write_all(descriptor: int, parts: Sequence[bytes]) -> None:
         try:
             rest = rest[os.write(descriptor, rest) :]
         except BlockingIOError:
-            select.select([], [descriptor], [])
+            room = select.poll()
+            room.register(descriptor, select.POLLOUT)
+            room.poll()
 
 
 def _locked(part: Path, target: Path) -> int | None:

@@ -1,167 +1,41 @@
 """A dataset opened inside the jail: descriptor, etag, reads, the last stat; and folders listed.
 
-The jail decides on the descriptor that it opened, never on a path that could be swapped before
-it is used. All file work runs on one executor that is given, so that the loop never waits for
-a disk, and a slow disk never holds up DNS.
+All file work runs on one executor that is given, so that the loop never waits for a disk, and a
+slow disk never holds up DNS.
 """
 
 import asyncio
-import ctypes
-import errno
 import os
 import stat
-import struct
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from io import FileIO
 from typing import Literal, Self
 
 from aiofiles.os import wrap as on_executor
 
+from tunnelsync.connector.jail import (
+    READ_FLAGS,
+    Jail,
+    is_special,
+    jail_here,
+    refusal,
+    refuse_special,
+)
 from tunnelsync.errors import (
     BadRequest,
     BadSetting,
-    ConnectorBusy,
     DatasetChanged,
-    DatasetDenied,
-    DatasetNotFound,
     NotADataset,
     NotFound,
-    OutsideRoot,
     ReadFailed,
     Refused,
     TooLarge,
-    TunnelSyncError,
 )
+from tunnelsync.frames import digest
 from tunnelsync.protocol import check_name, printable
-
-Jail = Callable[[int, str], int]
-"""Opens a name under a root's descriptor for reading; raises `OSError` or `NotADataset`.
-
-What it returns is a regular file or a folder, seen to be one before it was opened: opening a
-FIFO, a terminal or a tape drive already does something, even with ``O_NONBLOCK``.
-"""
-
-OPENAT2 = 437
-RESOLVE_NO_MAGICLINKS, RESOLVE_BENEATH = 0x02, 0x08
-MOVED_ATTEMPTS = 100  # RESOLVE_BENEATH gives EAGAIN when a folder moves under a "..": try again
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
-
-
-def beneath(root_fd: int, name: str) -> int:
-    """The jail of Linux: one ``openat2`` that follows links as long as they stay inside.
-
-    It takes an ``O_PATH`` handle first, which touches no device, and judges that. Then it
-    reopens the handle through ``/proc/self/fd``: a magic link too, but one whose text is ours
-    and which leads to the very inode that was judged, so nothing can be swapped in between.
-    """
-    how = struct.pack("QQQ", os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
-    for _ in range(MOVED_ATTEMPTS):
-        handle = _libc().syscall(OPENAT2, root_fd, name.encode(), how, len(how))
-        if handle >= 0 or ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
-            break
-    if handle < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    try:
-        _refuse_special(os.fstat(handle), name)
-        return os.open(f"/proc/self/fd/{handle}", READ_FLAGS)
-    finally:
-        os.close(handle)
-
-
-def stepwise(root_fd: int, name: str) -> int:
-    """The jail of other systems: component by component, following no link at all.
-
-    The kind is looked at before the open and again by the caller on the descriptor. Whoever
-    swaps in a device between the two gains nothing: it is opened without waiting, then refused.
-    """
-    *folders, last = name.encode().split(b"/")
-    flags = READ_FLAGS | os.O_NOFOLLOW | os.O_NONBLOCK
-    through = getattr(os, "O_PATH", os.O_RDONLY) | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW
-    here = os.dup(root_fd)
-    try:
-        for folder in folders:
-            _refuse_link(os.stat(folder, dir_fd=here, follow_symlinks=False))
-            deeper = os.open(folder, through, dir_fd=here)
-            os.close(here)
-            here = deeper
-        found = os.stat(last, dir_fd=here, follow_symlinks=False)
-        _refuse_link(found)
-        _refuse_special(found, name)
-        return os.open(last, flags, dir_fd=here)
-    finally:
-        os.close(here)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    number, text = ctypes.c_long, ctypes.c_char_p
-    libc.syscall.argtypes = [number, number, text, text, ctypes.c_size_t]
-    libc.syscall.restype = number
-    return libc
-
-
-def _jail_here(root_fd: int) -> Jail:
-    """Return `beneath` where it works: seccomp, an old kernel or a missing /proc forbid it."""
-    if sys.platform == "linux":
-        try:
-            os.close(beneath(root_fd, "."))
-            return beneath
-        except (OSError, NotADataset):
-            pass
-    return stepwise
-
-
-@cache
-def _kernel_devices() -> frozenset[int]:
-    """The file systems whose regular files are none: a read of /proc/kmsg never returns."""
-    return frozenset(os.stat(p).st_dev for p in ("/proc", "/sys") if os.path.ismount(p))
-
-
-def _is_special(found: os.stat_result) -> bool:
-    served = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-    return not served or found.st_dev in _kernel_devices()
-
-
-def _refuse_special(found: os.stat_result, name: str) -> None:
-    if _is_special(found):
-        raise NotADataset(f"{printable(name)} is not a regular file but {_kind(found)}")
-
-
-def _refuse_link(found: os.stat_result) -> None:
-    if stat.S_ISLNK(found.st_mode):
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-
-
-def _kind(found: os.stat_result) -> str:
-    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    kinds |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-    return kinds.get(stat.S_IFMT(found.st_mode), "an interface of the kernel")
-
-
-def _refusal(exc: OSError, name: str) -> TunnelSyncError:
-    """Return the error that tells why a name could not be opened."""
-    shown = printable(name)
-    match exc.errno:
-        case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG:
-            return DatasetNotFound(f"there is no {shown} under the connector's root")
-        case errno.EXDEV | errno.ELOOP | errno.EMLINK:
-            return OutsideRoot(f"{shown} is reached by a link that leaves the connector's root")
-        case errno.EACCES | errno.EPERM:
-            return DatasetDenied(f"the connector may not read {shown}")
-        case errno.ENXIO | errno.ENODEV:
-            return NotADataset(f"{shown} is a socket or a device")
-        case errno.EMFILE | errno.ENFILE:
-            return ConnectorBusy(f"the connector has no descriptor left to open {shown}")
-        case errno.EAGAIN:
-            return DatasetChanged(f"the folders of {shown} are being moved")
-    return ReadFailed(f"{shown} could not be opened: {exc.strerror}")
 
 
 def _etag(found: os.stat_result) -> str:
@@ -191,6 +65,14 @@ class Listing:
     unlisted: int
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The bytes of one block, and their digest."""
+
+    data: bytes
+    digest: bytes
+
+
 class Source:
     """A dataset, open for reading: made by `Root.open`, closed by ``async with`` or `close`.
 
@@ -210,6 +92,27 @@ class Source:
         self._file = file
         self._executor = executor
         self._reading = threading.Lock()  # close waits for a read whose caller was cancelled
+
+    async def block(self, offset: int, length: int) -> Block:
+        """Return one block and its digest, in one turn on the executor; raises what `read` does."""
+        return await self._hop(self._block, offset, length)
+
+    async def last_block(self, offset: int, length: int) -> Block:
+        """Return one block like `block`, once the dataset was seen `unchanged` after its read."""
+        return await self._hop(self._last_block, offset, length)
+
+    async def _hop(self, work: Callable[[int, int], Block], offset: int, length: int) -> Block:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, work, offset, length)
+
+    def _block(self, offset: int, length: int) -> Block:
+        data = self._read(offset, length)
+        return Block(data, digest(data))
+
+    def _last_block(self, offset: int, length: int) -> Block:
+        block = self._block(offset, length)
+        self._unchanged()
+        return block
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``offset``, both in bytes.
@@ -302,7 +205,7 @@ class Root:
         self._executor = executor
         self._list_entries = list_entries
         self._folder_entries = folder_entries
-        self._jail = jail or _jail_here(self._fd)
+        self._jail = jail or jail_here(self._fd)
 
     async def open(self, name: str) -> Source:
         """Open a dataset, to be used with ``async with``.
@@ -334,10 +237,10 @@ class Root:
         try:
             fd = self._jail(self._fd, name)
         except OSError as exc:
-            raise _refusal(exc, name) from exc
+            raise refusal(exc, name) from exc
         try:
             found = os.fstat(fd)
-            _refuse_special(found, name)
+            refuse_special(found, name)
         except BaseException:
             os.close(fd)
             raise
@@ -401,7 +304,7 @@ class Root:
                 os.close(target)
         except (OSError, NotFound, Refused, ReadFailed):
             return None
-        if _is_special(found):
+        if is_special(found):
             return None
         if stat.S_ISDIR(found.st_mode):
             return Entry(name, "folder")

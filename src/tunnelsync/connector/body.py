@@ -1,0 +1,113 @@
+"""The body of a stream, which can be sent from any of its bytes: blocks as frames, or plain.
+
+A block is read whole, and its digest made, before a byte of it is sent: so reading fails between
+frames, never within one. One block is read ahead while another is being sent.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from tunnelsync import frames
+from tunnelsync.connector.source import Block, Source
+from tunnelsync.connector.upload import slices
+from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, FRAME_OVERHEAD_BYTES, Buffer
+from tunnelsync.protocol import Coding, Complete
+
+
+class Body:
+    """A part of a dataset as it is sent; offset and length are those in the dataset, in bytes.
+
+    ``length`` is the body's, ``count`` its number of blocks. Call `close` when done with it.
+    """
+
+    def __init__(self, source: Source, offset: int, length: int, coding: Coding) -> None:
+        self.count = frames.block_count(length)
+        self._source = source
+        self._offset = offset
+        self._data_length = length
+        self._framed = coding is Coding.BLOCKS
+        self.length = frames.framed_length(length) if self._framed else length
+        self._step = BLOCK_BYTES + (FRAME_OVERHEAD_BYTES if self._framed else 0)
+        self._digests = bytearray()
+        self._reads: dict[int, asyncio.Task[Block]] = {}
+
+    async def prepare(self) -> None:
+        """Read the first block, so that what fails at once fails before anything is sent."""
+        if self.count:
+            self._note(0, await self._block(0))
+
+    def closing(self, request_id: str) -> Complete | None:
+        """Return the closing word, or None while there are blocks to read."""
+        if len(self._digests) < self.count * DIGEST_BYTES:
+            return None
+        if self._framed or self._data_length == self._source.size:
+            return Complete(request_id, self._root(), self.count)
+        return Complete(request_id)
+
+    async def pieces(self, start: int, end: int) -> AsyncGenerator[Buffer, None]:
+        """Yield the bytes of the body from ``start`` to ``end``.
+
+        Raises `DatasetChanged` or `ReadFailed`, and the dataset is seen to be unchanged before
+        the last block is yielded.
+        """
+        index, skip = divmod(start, self._step)
+        left = end - start
+        while left > 0:
+            for piece in slices(await self._frame(index)):
+                size = len(piece)
+                if skip >= size:
+                    skip -= size
+                    continue
+                if skip or left < size - skip:
+                    piece = memoryview(piece)[skip : skip + left]
+                    skip = 0
+                left -= len(piece)
+                if piece:
+                    yield piece
+            index += 1
+
+    async def close(self) -> None:
+        """Stop reading."""
+        for task in self._reads.values():
+            task.cancel()
+        await asyncio.gather(*self._reads.values(), return_exceptions=True)
+        self._reads.clear()
+
+    async def _frame(self, index: int) -> list[Buffer]:
+        """Return the parts of one frame; the end frame goes with the last block."""
+        parts: list[Buffer] = []
+        if index < self.count:
+            block = await self._block(index)
+            self._note(index, block)
+            if not self._framed:
+                return [block.data]
+            parts = [frames.encode_head(len(block.data)), block.data, block.digest]
+        if index >= self.count - 1:
+            parts.append(frames.encode_end(self.count, self._root()))
+        return parts
+
+    def _note(self, index: int, block: Block) -> None:
+        self._digests[index * DIGEST_BYTES :] = block.digest
+
+    def _root(self) -> str:
+        return frames.root([bytes(self._digests)])
+
+    async def _block(self, index: int) -> Block:
+        """Return a block, and have the next one read meanwhile; no others are kept."""
+        for old in set(self._reads) - {index, index + 1}:
+            self._reads.pop(old).cancel()
+        for wanted in (index, index + 1):
+            if wanted < self.count and wanted not in self._reads:
+                self._reads[wanted] = asyncio.create_task(self._read(wanted))
+        reading = self._reads[index]
+        await asyncio.wait({reading})  # cancelled, it leaves the block to the next chunk request
+        if reading.exception() is not None:
+            del self._reads[index]
+        return reading.result()
+
+    async def _read(self, index: int) -> Block:
+        at = index * BLOCK_BYTES
+        length = min(BLOCK_BYTES, self._data_length - at)
+        if index == self.count - 1:
+            return await self._source.last_block(self._offset + at, length)
+        return await self._source.block(self._offset + at, length)

@@ -1,0 +1,244 @@
+"""The HTTP side to the router: results, chunk requests and closing words, and their retries.
+
+Everything sent here may be sent twice: the router answers the same again with the first answer.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import ClientSession
+from yarl import URL
+
+from tunnelsync import protocol, wire
+from tunnelsync.connector.backoff import jittered
+from tunnelsync.errors import (
+    BadRequest,
+    Internal,
+    RouterUnreachable,
+    Stalled,
+    TooLarge,
+    TransferGone,
+    TunnelSyncError,
+)
+from tunnelsync.frames import Buffer
+from tunnelsync.proxy import proxy_for
+from tunnelsync.settings import ConnectorSettings
+
+log = logging.getLogger("tunnelsync.connector")
+
+CONNECTION_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
+PASSING = frozenset({408, 429, 500, 502, 503, 504})
+"""Statuses of a router, or a proxy in front of it, that another try can turn into a success."""
+GONE = frozenset({404, 410})
+"""Statuses that mean that nobody waits for this request any more."""
+PIECE_BYTES = 256 * 1024  # the unit in which a stalled line is noticed: 4 KiB/s is slow, not dead
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A body to send: its pieces, and their length in bytes."""
+
+    pieces: AsyncGenerator[Buffer, None]
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the router said to one request."""
+
+    status: int
+    data: bytes
+
+    @property
+    def code(self) -> str:
+        """The code of the error in it, or an empty text."""
+        problem = self._problem()
+        return problem.code if problem else ""
+
+    def _problem(self) -> TunnelSyncError | None:
+        with suppress(BadRequest):
+            return protocol.problem_in(wire.loads(self.data))
+        return None
+
+    def __str__(self) -> str:
+        problem = self._problem()
+        return f"{self.status}, {problem.message}" if problem else f"{self.status}"
+
+
+class Upload:
+    """Speaks HTTP to one router in the name of one connector."""
+
+    def __init__(
+        self,
+        http: ClientSession,
+        router: URL,
+        headers: Mapping[str, str],
+        settings: ConnectorSettings,
+    ) -> None:
+        self.settings = settings
+        self._http = http
+        self._router = router
+        self._headers = dict(headers)
+
+    async def answer(self, request_id: str, *parts: bytes) -> None:
+        """Give a result, whose JSON is these parts; says in the log if nobody could take it."""
+        answer = await self._insist("datasets/result", request_id, parts)
+        if answer is not None and answer.status == 413:
+            size = sum(map(len, parts))
+            refusal = TooLarge(f"the router, or a proxy before it, refuses a body of {size} bytes")
+            await self.fail(request_id, refusal)
+
+    async def fail(self, request_id: str, error: TunnelSyncError) -> None:
+        """Give an error as the result: nothing has been sent of the dataset yet."""
+        body = wire.dumps(protocol.error_answer(error))
+        await self._insist("datasets/result", request_id, (body,))
+
+    async def complete(self, complete: protocol.Complete) -> None:
+        """Give the closing word of a stream."""
+        body = wire.dumps(complete)
+        await self._insist("datasets/stream/complete", complete.request_id, (body,))
+
+    async def chunk(
+        self, request_id: str, offset: int, body: Outgoing, headers: Mapping[str, str]
+    ) -> Answer:
+        """Send one chunk request. Raises `RouterUnreachable` or `Stalled`."""
+        url = self._url("datasets/stream/chunk", request_id, offset=str(offset))
+        return await self._once("POST", url, body, headers)
+
+    async def offset(self, request_id: str) -> int:
+        """Ask where a broken stream goes on; what was under way is dropped by the router.
+
+        Raises `TransferGone` if nobody waits, else `RouterUnreachable`.
+        """
+        answer = await self._once("GET", self._url("datasets/stream/offset", request_id))
+        if answer.status in GONE:
+            raise TransferGone(f"the router has no use for request {request_id} any more")
+        with suppress(BadRequest):
+            offset = wire.loads(answer.data).get("offset")
+            if answer.status == 200 and type(offset) is int and offset >= 0:
+                return offset
+        raise RouterUnreachable(f"the router does not tell the offset to go on from: {answer}")
+
+    async def pause(self, tries: int) -> None:
+        """Wait before the next try."""
+        await asyncio.sleep(jittered(tries, self.settings))
+
+    async def _insist(self, path: str, request_id: str, parts: Sequence[bytes]) -> Answer | None:
+        """Post until there is an answer that stands; log what went wrong, None without one."""
+        url = self._url(path, request_id)
+        for tries in range(self.settings.resume_attempts + 1):
+            if tries:
+                await self.pause(tries - 1)
+            try:
+                body = Outgoing(_pieces(parts), sum(map(len, parts)))
+                answer = await self._once("POST", url, body, JSON)
+            except RouterUnreachable as exc:
+                why = exc.message
+                continue
+            except Stalled as exc:
+                # The router keeps its answer back while a slow client reads: a large body that
+                # it has is not sent again for that.
+                why = exc.message
+                if body.length > PIECE_BYTES:
+                    break
+                continue
+            if answer.status not in PASSING:
+                _note(path, request_id, answer)
+                return answer
+            why = f"the router answered {answer}"
+        log.warning("request %s: %s gave up: %s", request_id, path, why)
+        return None
+
+    async def _once(
+        self,
+        method: str,
+        url: URL,
+        body: Outgoing | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        limits = self.settings
+        sent = dict(self._headers, **(headers or {}))
+        try:
+            async with asyncio.timeout(limits.answer_seconds) as deadline:
+                data = None
+                if body is not None:
+                    sent["Content-Length"] = str(body.length)
+                    data = _timed(body.pieces, deadline, limits.stall_seconds)
+                async with self._http.request(
+                    method, url, data=data, headers=sent, allow_redirects=False, **proxy_for(url)
+                ) as response:
+                    return Answer(response.status, await self._small(response.content))
+        except TimeoutError as exc:
+            if isinstance(exc, aiohttp.ClientError):
+                raise _unreachable(exc) from None
+            raise Stalled("the router neither took a byte nor answered in time") from None
+        except CONNECTION_ERRORS as exc:
+            raise _unreachable(exc) from None
+
+    async def _small(self, content: aiohttp.StreamReader) -> bytes:
+        data = bytearray()
+        while part := await content.read(self.settings.message_bytes):
+            data += part
+            if len(data) > self.settings.message_bytes:
+                break
+        return bytes(data)
+
+    def _url(self, path: str, request_id: str, **query: str) -> URL:
+        return self._router.join(URL(path)).with_query(request_id=request_id, **query)
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def told(error: Exception, request_id: str) -> TunnelSyncError:
+    """Return an error as the other side may know it; what is a defect of ours goes to the log."""
+    if isinstance(error, TunnelSyncError):
+        return error
+    log.error("request %s: a defect in the connector", request_id, exc_info=error)
+    return Internal(f"the connector failed at request {request_id}: {type(error).__name__}")
+
+
+def slices(parts: Sequence[Buffer]) -> list[Buffer]:
+    """Cut buffers into pieces; what is small together stays one."""
+    if sum(map(len, parts)) <= PIECE_BYTES:
+        return [b"".join(parts)]
+    views = [memoryview(part) for part in parts]
+    return [v[at : at + PIECE_BYTES] for v in views for at in range(0, len(v), PIECE_BYTES)]
+
+
+async def _pieces(parts: Sequence[bytes]) -> AsyncGenerator[Buffer, None]:
+    for piece in slices(parts):
+        yield piece
+
+
+async def _timed(
+    pieces: AsyncGenerator[Buffer, None], deadline: asyncio.Timeout, stall_seconds: float
+) -> AsyncGenerator[Buffer, None]:
+    """Pass pieces on, with a deadline while one is being sent, and none while we read the disk."""
+    loop = asyncio.get_running_loop()
+    async with aclosing(pieces):
+        deadline.reschedule(None)
+        async for piece in pieces:
+            deadline.reschedule(loop.time() + stall_seconds)
+            yield piece
+            if deadline.expired():
+                return
+            deadline.reschedule(None)
+    deadline.reschedule(loop.time() + stall_seconds)
+
+
+def _note(path: str, request_id: str, answer: Answer) -> None:
+    if answer.status in GONE:
+        log.debug("request %s: nobody waits for %s", request_id, path)
+    elif answer.status >= 300:
+        log.warning("request %s: %s was refused: %s", request_id, path, answer)
+
+
+def _unreachable(error: BaseException) -> RouterUnreachable:
+    # Not str(error): it can hold the address of a proxy, with its password.
+    why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    return RouterUnreachable(f"the connection to the router failed: {why}")

@@ -1,0 +1,205 @@
+"""Works commands: each once, a bounded number at a time, the others in line.
+
+A job belongs to the worker, not to the socket that brought its command, so it survives the loss
+of that socket. Whatever goes wrong in it becomes an answer.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tunnelsync import wire
+from tunnelsync.connector import auto, conditions, stream
+from tunnelsync.connector.buffer import Buffer
+from tunnelsync.connector.offload import Offload
+from tunnelsync.connector.source import Root, Source
+from tunnelsync.connector.upload import Upload, told
+from tunnelsync.errors import ConnectorBusy, QueueTimedOut
+from tunnelsync.protocol import (
+    Cancel,
+    Command,
+    DatasetCommand,
+    GetDataset,
+    GetDatasetAuto,
+    GetDatasetOffload,
+    GetDatasetStream,
+    ListAnswer,
+    ListDatasets,
+    ListEntry,
+    Progress,
+    StatAnswer,
+    StatDataset,
+)
+from tunnelsync.settings import ConnectorSettings
+
+log = logging.getLogger("tunnelsync.connector")
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """What commands are answered from and with."""
+
+    root: Root
+    upload: Upload
+    buffer: Buffer
+    offload: Offload
+
+
+class Job:
+    """A command in work: what it does now, and with how many bytes so far."""
+
+    __slots__ = ("beat", "done", "request_id", "state", "task")
+
+    task: asyncio.Task[None]
+    beat: asyncio.TimerHandle
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.state = "reading"
+        self.done = 0
+
+    def report(self, state: str, done: int) -> None:
+        """Note how far it is; the next sign of life tells it."""
+        self.state, self.done = state, done
+
+
+class Worker:
+    """Takes commands and answers them; ``offer`` takes the signs of life of those in work."""
+
+    def __init__(
+        self, settings: ConnectorSettings, modes: Modes, offer: Callable[[Progress], None]
+    ) -> None:
+        self._settings = settings
+        self._modes = modes
+        self._offer = offer
+        self._places = asyncio.Semaphore(settings.places)
+        self._line: OrderedDict[str, None] = OrderedDict()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._jobs: dict[str, Job] = {}
+
+    def take(self, command: Command) -> None:
+        """Begin a command, unless it was seen before; a cancel ends the one that it names."""
+        request_id = command.request_id
+        if isinstance(command, Cancel):
+            self._remember(request_id)
+            if job := self._jobs.get(request_id):
+                job.task.cancel()
+        elif request_id in self._seen:
+            self._seen.move_to_end(request_id)
+        else:
+            self._remember(request_id)
+            self._jobs[request_id] = job = Job(request_id)
+            job.task = asyncio.create_task(self._run(command, job))
+
+    async def close(self) -> None:
+        """Cancel all jobs, and wait until they have let go of what they hold."""
+        tasks = [job.task for job in self._jobs.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _remember(self, request_id: str) -> None:
+        self._seen[request_id] = None
+        self._seen.move_to_end(request_id)
+        while len(self._seen) > self._settings.seen:
+            self._seen.popitem(last=False)
+
+    async def _run(self, command: Command, job: Job) -> None:
+        """Answer a command, with its error if it comes to that."""
+        self._beat_later(job)
+        try:
+            await self._answer(command, job)
+        except Exception as exc:
+            error = told(exc, job.request_id)
+            log.info("request %s: %s", job.request_id, error.message)
+            await self._modes.upload.fail(job.request_id, error)
+        finally:
+            job.beat.cancel()
+            del self._jobs[job.request_id]
+
+    async def _answer(self, command: Command, job: Job) -> None:
+        match command:
+            case ListDatasets():
+                await self._list(command)
+            case StatDataset():
+                await self._stat(command)
+            case GetDataset() | GetDatasetStream() | GetDatasetOffload() | GetDatasetAuto():
+                async with (
+                    self._place(job),
+                    await self._modes.root.open(command.dataset_name) as source,
+                ):
+                    await self._send(command, source, job)
+
+    async def _send(self, command: DatasetCommand, source: Source, job: Job) -> None:
+        """Send a dataset in the mode of its command."""
+        modes = self._modes
+        match command:
+            case GetDataset():
+                await modes.buffer.send(command, source, job.report)
+            case GetDatasetStream():
+                await stream.send(modes.upload, command, source, job.report)
+            case GetDatasetOffload():
+                await modes.offload.send(command, source, job.report)
+            case GetDatasetAuto():
+                await auto.send(modes.upload, modes.offload, command, source, job.report)
+
+    async def _stat(self, command: StatDataset) -> None:
+        async with await self._modes.root.open(command.dataset_name) as source:
+            chosen = conditions.select(
+                command.conditions, size=source.size, etag=source.etag, mtime_ns=source.mtime_ns
+            )
+            answer = StatAnswer(
+                status=chosen.status,
+                size=source.size,
+                etag=source.etag,
+                modified_ns=source.mtime_ns,
+                offset=chosen.offset,
+                length=chosen.length,
+            )
+        await self._modes.upload.answer(command.request_id, wire.dumps(answer))
+
+    async def _list(self, command: ListDatasets) -> None:
+        page = await self._modes.root.list(command.folder, after=command.after, limit=command.limit)
+        entries = tuple(
+            ListEntry(one.name, one.kind, one.size, one.etag, one.modified_ns)
+            for one in page.entries
+        )
+        answer = ListAnswer(entries, page.next, page.unlisted)
+        await self._modes.upload.answer(command.request_id, wire.dumps(answer))
+
+    @asynccontextmanager
+    async def _place(self, job: Job) -> AsyncIterator[None]:
+        """Wait in line for a place, and hold it. Raises `ConnectorBusy` or `QueueTimedOut`."""
+        limits = self._settings
+        if self._places.locked() and len(self._line) >= limits.waiting:
+            raise ConnectorBusy(f"{len(self._line)} commands wait for a place already")
+        self._line[job.request_id] = None
+        try:
+            async with asyncio.timeout(limits.queue_wait_seconds):
+                await self._places.acquire()
+        except TimeoutError:
+            raise QueueTimedOut(
+                f"all {limits.places} places stayed taken for {limits.queue_wait_seconds:g} s"
+            ) from None
+        finally:
+            del self._line[job.request_id]
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def _beat_later(self, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        job.beat = loop.call_later(self._settings.progress_seconds, self._beat, job)
+
+    def _beat(self, job: Job) -> None:
+        """Give a sign of life of a job."""
+        if job.request_id in self._line:
+            place = list(self._line).index(job.request_id) + 1
+            self._offer(Progress(job.request_id, "queued", place))
+        else:
+            self._offer(Progress(job.request_id, job.state, job.done))
+        self._beat_later(job)

@@ -1,0 +1,127 @@
+"""Who may call: bearer tokens from a file that holds hashes, or this machine alone.
+
+Without a tokens file only loopback is served. A browser on this machine can be made to call
+loopback by any web page, so then a request from a page, or under a foreign host name, is refused.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from aiohttp import web
+
+from tunnelsync import protocol
+from tunnelsync.address import is_loopback
+from tunnelsync.errors import BadRequest, BadSetting, Forbidden, Unauthorized
+from tunnelsync.identity import Grant, Mac, Role, mac_address, parse_tokens, token_hash
+from tunnelsync.protocol import printable
+from tunnelsync.settings import RouterSettings
+
+log = logging.getLogger("tunnelsync.router")
+
+
+class Access:
+    """The tokens that are valid now, or None where the router serves loopback alone.
+
+    Raises `BadSetting` for another host without tokens, and for a tokens file that is wrong.
+    """
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._path = Path(settings.tokens) if settings.tokens else None
+        self._stamp: tuple[int, int, int] | None = None
+        self._grants: Mapping[str, Grant] | None = None
+        if self._path is not None:
+            self._stamp, self._grants = self._stat(), self._read()
+        elif not is_loopback(settings.host):
+            raise BadSetting(
+                f"without a tokens file the router serves this machine alone, not {settings.host}",
+                hint="Make tokens with `tunnelsync token create --role client` and `--role "
+                "connector --mac MAC`, then start the router with --tokens tokens.json.",
+            )
+
+    @property
+    def open(self) -> bool:
+        """Tell whether no token is asked for."""
+        return self._grants is None
+
+    def grant(self, request: web.Request) -> Grant | None:
+        """Return what a request's token grants; None where none is asked for.
+
+        Raises `Unauthorized`, or `Forbidden` for what a foreign web page can send.
+        """
+        if self._grants is None:
+            host = request.url.host or ""
+            if "Origin" in request.headers or not is_loopback(host):
+                raise Forbidden(
+                    f"without a tokens file the router answers this machine alone, not {host!r}",
+                    hint="Start the router with --tokens to serve other names and web pages.",
+                )
+            return None
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthorized("a token is needed, and none was sent")
+        grant = self._grants.get(token_hash(token.strip()))
+        if grant is None:
+            raise Unauthorized("the token is not known to this router")
+        return grant
+
+    async def watch(
+        self, every_seconds: float, on_change: Callable[[Collection[str]], None]
+    ) -> None:
+        """Look at the tokens file for ever; a file that is wrong leaves what was valid."""
+        while self._path is not None:
+            await asyncio.sleep(every_seconds)
+            stamp = await asyncio.to_thread(self._stat)
+            if stamp == self._stamp:
+                continue
+            self._stamp = stamp
+            try:
+                self._grants = await asyncio.to_thread(self._read)
+            except BadSetting as error:
+                log.error("%s; the tokens read before stay valid", error.message)
+                continue
+            log.info("tokens file read: %d tokens", len(self._grants))
+            on_change(self._grants.keys())
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        assert self._path is not None
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def _read(self) -> Mapping[str, Grant]:
+        assert self._path is not None
+        try:
+            return parse_tokens(self._path.read_bytes())
+        except OSError as exc:
+            path = printable(str(self._path))
+            raise BadSetting(f"cannot read the tokens file {path}: {exc.strerror}") from None
+
+
+ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
+
+
+def require_client(request: web.Request) -> None:
+    """Raise unless the request may do what a client does."""
+    grant = request.app[ACCESS].grant(request)
+    if grant is not None:
+        grant.require(Role.CLIENT)
+
+
+def connector_of(request: web.Request) -> tuple[Grant | None, Mac | None]:
+    """Return what a connector's request was granted, and which connector it is.
+
+    A token is bound to its MAC. Without tokens the connector's header says who it is.
+    """
+    grant = request.app[ACCESS].grant(request)
+    named = request.headers.get(protocol.H_CONNECTOR)
+    mac = None if named is None else mac_address(named)
+    if grant is None:
+        return None, mac
+    grant.require(Role.CONNECTOR, mac)
+    if grant.mac is None:
+        raise BadRequest("a connector's token without a MAC")
+    return grant, Mac(grant.mac)

@@ -1,0 +1,193 @@
+"""The router as one application: its routes, its wiring, and its life from start to drain."""
+
+import asyncio
+import logging
+import signal
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from aiohttp import web
+
+from tunnelsync.errors import BadRequest, BadSetting, Internal, NotFound, TooLarge, TunnelSyncError
+from tunnelsync.router import auto, buffer, catalog, channel, offload, results, status, stream
+from tunnelsync.router.access import ACCESS, Access, require_client
+from tunnelsync.router.bodies import error_answer
+from tunnelsync.router.context import ROUTER, Budget, Router
+from tunnelsync.router.relay import STARTED
+from tunnelsync.router.switchboard import Switchboard
+from tunnelsync.router.transfers import Transfers
+from tunnelsync.settings import RouterSettings, StoreSettings
+from tunnelsync.store import origin
+
+log = logging.getLogger("tunnelsync.router")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+LINE_BYTES = 16 * 1024
+"""A request line with a name of 4096 bytes, each of them escaped, and a query."""
+LINGER_SECONDS = 2.0
+"""After an early refusal, so long the rest of a request's body is read and thrown away."""
+
+
+def _for_clients(handler: Handler, *, drains: bool = False) -> Handler:
+    """Let clients alone call a handler; ``drains`` refuses new ones while the router stops."""
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        require_client(request)
+        if drains:
+            request.app[ROUTER].refuse_when_draining()
+        return await handler(request)
+
+    return checked
+
+
+def routes() -> list[web.AbstractRouteDef]:
+    """Return every address of the router: first the client's, then the connector's."""
+    work = partial(_for_clients, drains=True)
+    return [
+        web.post("/datasets/request-sync", work(buffer.request_sync)),
+        web.post("/datasets/request-stream", work(stream.request_stream)),
+        web.post("/datasets/request-offload", work(offload.request_offload)),
+        web.post("/datasets/request-auto", work(auto.request_auto)),
+        web.get("/transfers/{request_id}", _for_clients(status.receipt), allow_head=False),
+        web.delete("/transfers/{request_id}", _for_clients(status.cancel)),
+        web.get("/connectors", _for_clients(status.connectors), allow_head=False),
+        web.get("/metrics", _for_clients(status.metrics), allow_head=False),
+        web.get("/healthz", status.health),
+        web.get("/readyz", status.ready),
+        web.get("/connectors/ws", channel.connect, allow_head=False),
+        web.post("/datasets/result", results.result),
+        web.post("/datasets/stream/init", stream.init),
+        web.post("/datasets/stream/chunk", stream.chunk),
+        web.post("/datasets/stream/complete", stream.complete),
+        web.get("/datasets/stream/offset", stream.offset, allow_head=False),
+        web.get("/datasets/{rest:(?s:.*)}", work(catalog.get), allow_head=False),
+        web.head("/datasets/{rest:(?s:.*)}", work(catalog.head)),
+    ]
+
+
+@web.middleware
+async def errors_as_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into an answer, unless one was begun."""
+    try:
+        return await handler(request)
+    except (TunnelSyncError, ConnectionError) as error:
+        if STARTED in request:
+            begun: web.StreamResponse = request[STARTED]
+            return begun
+        if isinstance(error, ConnectionError):
+            raise
+        return error_answer(error, head=request.method == "HEAD")
+    except web.HTTPRequestEntityTooLarge as error:
+        return error_answer(TooLarge(error.text or "the request is too large"))
+    except web.HTTPMethodNotAllowed as error:
+        answer = error_answer(BadRequest(f"{request.method} is not for this address"))
+        answer.set_status(405)
+        answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return answer
+    except web.HTTPNotFound:
+        return error_answer(NotFound("there is nothing at this address of the router"))
+    except web.HTTPException:
+        raise
+    except Exception:
+        log.exception("a defect while answering %s", request.method)
+        if STARTED in request:
+            raise
+        return error_answer(Internal("the router failed; its log has the details"))
+
+
+async def run(settings: RouterSettings, store: StoreSettings) -> bool:
+    """Serve until a signal. The first one drains; returns False if a second one cut that short.
+
+    Raises `BadSetting` for an address it cannot listen on, or settings that do not fit.
+    """
+    access = Access(settings)
+    switchboard = Switchboard(settings, Transfers(settings))
+    router = Router(
+        settings,
+        origin(store.public) if store.endpoint else "",
+        switchboard,
+        Budget(settings.buffers_bytes),
+    )
+    app = web.Application(middlewares=[errors_as_answers], client_max_size=settings.message_bytes)
+    app[ACCESS], app[ROUTER] = access, router
+    app.add_routes(routes())
+    runner = web.AppRunner(
+        app,
+        handle_signals=False,
+        handler_cancellation=True,
+        access_log=None,
+        read_bufsize=settings.read_bytes,
+        max_line_size=LINE_BYTES,
+        lingering_time=LINGER_SECONDS,
+        shutdown_timeout=LINGER_SECONDS,
+        auto_decompress=False,
+    )
+    await runner.setup()
+    stop, now = _signals()
+    try:
+        await _listen(runner, settings)
+        if access.open:
+            log.info("no tokens file: this machine alone is served")
+        watch = asyncio.create_task(access.watch(settings.tokens_poll_seconds, switchboard.revoke))
+        await stop.wait()
+        watch.cancel()
+        clean = await _drained(router, now)
+        switchboard.close()
+    finally:
+        await runner.cleanup()
+    return clean
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return what the first and the second signal set."""
+    stop, now = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (now if stop.is_set() else stop).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
+    return stop, now
+
+
+async def _listen(runner: web.AppRunner, settings: RouterSettings) -> None:
+    scheme, tls = "http", None
+    if settings.tls_cert:
+        scheme, tls = "https", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+        except (OSError, ssl.SSLError) as exc:
+            raise BadSetting(f"cannot use the TLS certificate {settings.tls_cert}: {exc}") from None
+    site = web.TCPSite(runner, settings.host, settings.port, ssl_context=tls, backlog=1024)
+    try:
+        await site.start()
+    except (OSError, OverflowError) as exc:
+        where = f"{settings.host}:{settings.port}"
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise BadSetting(
+            f"cannot listen on {where}: {why}", hint="Choose another --host or --port."
+        ) from None
+    for address in runner.addresses:
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        log.info("listening on %s://%s:%d", scheme, host, address[1])
+
+
+async def _drained(router: Router, now: asyncio.Event) -> bool:
+    """Refuse what is new, and give what runs its time; False if a second signal cut it short."""
+    router.draining = True
+    running = router.switchboard.transfers.running
+    log.info("stopping: %d transfers get up to %g s", len(running), router.settings.drain_seconds)
+    cut = asyncio.create_task(now.wait())
+    try:
+        async with asyncio.timeout(router.settings.drain_seconds):
+            while running and not cut.done():
+                ends = [asyncio.create_task(one.ended.wait()) for one in running.values()]
+                await asyncio.wait([*ends, cut], return_when=asyncio.FIRST_COMPLETED)
+                for end in ends:
+                    end.cancel()
+    except TimeoutError:
+        log.warning("stopping: %d transfers are broken off", len(running))
+    finally:
+        cut.cancel()
+    return not now.is_set()

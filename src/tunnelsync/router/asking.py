@@ -1,0 +1,108 @@
+"""What a client asks for, out of its request: a body of JSON, or a path and headers."""
+
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from aiohttp import web
+
+from tunnelsync.errors import BadName, BadRequest
+from tunnelsync.identity import Mac, mac_address
+from tunnelsync.protocol import Coding, Conditions, DatasetRequest, check_name
+from tunnelsync.router.bodies import read_message
+from tunnelsync.router.context import ROUTER
+
+CONDITION_HEADERS = {
+    "range": "Range",
+    "if_match": "If-Match",
+    "if_none_match": "If-None-Match",
+    "if_range": "If-Range",
+    "if_modified_since": "If-Modified-Since",
+    "if_unmodified_since": "If-Unmodified-Since",
+}
+CONDITIONS_BYTES = 8192
+"""All condition headers together: they travel in one message to the connector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A dataset that a client asks for, checked. ``offset`` and ``length`` in bytes."""
+
+    mac: Mac
+    dataset: str
+    coding: str = Coding.RAW
+    offset: int = 0
+    length: int | None = None
+    accept: tuple[str, ...] = ()
+    conditions: Conditions = field(default_factory=Conditions)
+
+
+async def asked_in(request: web.Request) -> Asked:
+    """Read the body of ``POST /datasets/request-...``; raises what its parts raise."""
+    said = await read_message(request, DatasetRequest, request.app[ROUTER].settings)
+    mac, dataset = mac_address(said.mac), check_name(said.dataset)
+    match = None if said.if_match is None else f'"{said.if_match}"'
+    if said.coding == Coding.BLOCKS:
+        return Asked(
+            mac,
+            dataset,
+            said.coding,
+            said.offset,
+            said.length,
+            said.accept,
+            Conditions(if_match=match),
+        )
+    part = _range_of(said.offset, said.length)
+    return Asked(
+        mac, dataset, accept=said.accept, conditions=Conditions(range=part, if_match=match)
+    )
+
+
+def _range_of(offset: int, length: int | None) -> str | None:
+    """Return offset and length as a ``Range``, or None for everything."""
+    if length == 0:
+        raise BadRequest("a length of 0 bytes asks for nothing")
+    if length is None:
+        return f"bytes={offset}-" if offset else None
+    return f"bytes={offset}-{offset + length - 1}"
+
+
+def path_of(request: web.Request) -> tuple[Mac, str]:
+    """Return MAC and name in ``/datasets/MAC/NAME``, judged on the raw path.
+
+    The name is empty for the root folder, and ends in ``/`` for another folder. Raises `BadMac`,
+    or `BadName` for what is no UTF-8 or no name.
+    """
+    raw = request.raw_path.partition("?")[0]
+    _, found, rest = raw.partition("/datasets/")
+    mac, slash, name = rest.partition("/")
+    if not found or not slash:
+        raise BadRequest("the path is /datasets/MAC/DATASET, or /datasets/MAC/FOLDER/ for a list")
+    return mac_address(_decoded(mac)), _decoded(name)
+
+
+def _decoded(raw: str) -> str:
+    at = raw.find("%")
+    while at >= 0:
+        if len(raw) < at + 3 or not all(
+            c in "0123456789abcdefABCDEF" for c in raw[at + 1 : at + 3]
+        ):
+            raise BadName(f"{raw[:200]!a} has a % without two hex digits")
+        at = raw.find("%", at + 3)
+    try:
+        return unquote_to_bytes(raw.encode("utf-8", "surrogateescape")).decode()
+    except UnicodeDecodeError:
+        raise BadName(f"{raw[:200]!a} is not valid UTF-8") from None
+
+
+def conditions_of(request: web.Request) -> Conditions:
+    """Return the conditional and range headers of a request, each joined as RFC 9110 says."""
+    values: dict[str, str] = {}
+    for member, header in CONDITION_HEADERS.items():
+        if header in request.headers:
+            values[member] = ", ".join(request.headers.getall(header))
+    if sum(map(len, values.values())) > CONDITIONS_BYTES:
+        raise BadRequest(f"the condition headers are over {CONDITIONS_BYTES} bytes")
+    for value in values.values():
+        if not value.isascii():
+            raise BadRequest("a condition header is not ASCII")
+    return Conditions(**values)

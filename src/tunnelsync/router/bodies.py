@@ -1,0 +1,94 @@
+"""Bodies of requests, read under a limit and a deadline; and answers made of errors."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from aiohttp import ClientError, web
+
+from tunnelsync import protocol, wire
+from tunnelsync.errors import BadRequest, BrokenOff, Stalled, TooLarge, TunnelSyncError
+from tunnelsync.settings import RouterSettings
+
+Message = TypeVar("Message")
+LIMIT_HINT = "Send a smaller body; docs/settings.md lists the router's limits."
+
+
+async def read_parts(
+    request: web.Request,
+    *,
+    limit_bytes: int,
+    idle_seconds: float,
+    count: Callable[[int], None] = lambda _: None,
+) -> list[bytes]:
+    """Read a body to its end, in the pieces in which it comes.
+
+    ``count`` hears of each piece before it is kept, and may raise. Raises `TooLarge` over the
+    limit, `Stalled`, or `BrokenOff`.
+    """
+    if (request.content_length or 0) > limit_bytes:
+        raise _too_large(request.content_length or 0, limit_bytes)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while True:
+            async with asyncio.timeout(idle_seconds):
+                data = await request.content.readany()
+            if not data:
+                return parts
+            size += len(data)
+            if size > limit_bytes:
+                raise _too_large(size, limit_bytes)
+            count(len(data))
+            parts.append(data)
+    except TimeoutError:
+        raise Stalled(f"no byte of the request came for {idle_seconds:g} s") from None
+    except (ClientError, ConnectionError, web.PayloadAccessError):
+        raise BrokenOff("the request's body broke off") from None
+
+
+async def read_message(
+    request: web.Request, kind: type[Message], settings: RouterSettings
+) -> Message:
+    """Read a body that is one small JSON message; raise `BadRequest` for anything else."""
+    limit, idle = settings.message_bytes, settings.idle_seconds
+    parts = await read_parts(request, limit_bytes=limit, idle_seconds=idle)
+    return wire.decode(kind, wire.loads(b"".join(parts)))
+
+
+def header_message(request: web.Request, name: str, kind: type[Message]) -> Message | None:
+    """Return the JSON message in a header, or None without one; `BadRequest` if it is none."""
+    text = request.headers.get(name)
+    return None if text is None else wire.decode(kind, wire.loads(text))
+
+
+def json_answer(value: object, status: int = 200, **headers: str) -> web.Response:
+    """Return a small JSON answer."""
+    return web.Response(
+        body=wire.dumps(value), status=status, content_type="application/json", headers=headers
+    )
+
+
+def error_answer(error: TunnelSyncError, *, head: bool = False, **extra: object) -> web.Response:
+    """Return the answer that tells of an error; for HEAD it is in a header, in ASCII."""
+    response = json_answer(protocol.error_answer(error) | extra, error.status)
+    if head:
+        response.headers[protocol.H_ERROR] = json.dumps(error.to_wire())
+    if error.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="tunnelsync"'
+    return response
+
+
+def request_id_in(request: web.Request) -> str:
+    """Return the request id in the query, or raise `BadRequest`."""
+    try:
+        return request.query["request_id"]
+    except KeyError:
+        raise BadRequest("request_id is missing in the query") from None
+
+
+def _too_large(size: int, limit: int) -> TooLarge:
+    return TooLarge(f"a body of {size} bytes or more is over the limit of {limit}", hint=LIMIT_HINT)

@@ -1,0 +1,92 @@
+"""``/datasets/MAC/...`` with plain HTTP: a dataset's bytes, its head, and folders listed."""
+
+from functools import partial
+from typing import TypeVar
+
+from aiohttp import web
+
+from tunnelsync import protocol, wire
+from tunnelsync.errors import BadRequest, NotADataset, ProtocolError
+from tunnelsync.identity import Mac
+from tunnelsync.protocol import Coding, Mode, check_name
+from tunnelsync.router.asking import Asked, conditions_of, path_of
+from tunnelsync.router.bodies import json_answer
+from tunnelsync.router.context import ROUTER
+from tunnelsync.router.stream import refusal, stream, streamed_headers
+from tunnelsync.router.transfer import ResultBody, Transfer
+
+Message = TypeVar("Message")
+
+
+async def get(request: web.Request) -> web.StreamResponse:
+    """``GET``: a path that ends in ``/`` is a folder, any other a dataset."""
+    mac, name = path_of(request)
+    if not name or name.endswith("/"):
+        return await _list(request, mac, name.removesuffix("/"))
+    conditions = conditions_of(request)
+    return await stream(request, Asked(mac, check_name(name), conditions=conditions))
+
+
+async def head(request: web.Request) -> web.StreamResponse:
+    """``HEAD``: a stat at the connector; nothing is read."""
+    mac, name = path_of(request)
+    if not name or name.endswith("/"):
+        raise NotADataset("a folder has no head; GET lists it")
+    conditions = conditions_of(request)
+    command = partial(
+        protocol.StatDataset,
+        dataset_name=check_name(name),
+        conditions=protocol.Conditions(
+            if_match=conditions.if_match,
+            if_none_match=conditions.if_none_match,
+            if_modified_since=conditions.if_modified_since,
+            if_unmodified_since=conditions.if_unmodified_since,
+        ),
+    )
+    async with request.app[ROUTER].switchboard.ask(mac, name, "stat", command) as transfer:
+        found = await _said(transfer, protocol.StatAnswer)
+        transfer.describe(size=found.size, etag=found.etag)
+        transfer.last_byte()
+        if found.status in (412, 416):
+            return refusal(name, found)
+        response = web.Response(
+            status=found.status, headers=streamed_headers(name, found, Coding.RAW)
+        )
+        if found.status == 200:
+            response.headers["Content-Length"] = str(found.length)
+        response.headers[protocol.H_REQUEST_ID] = transfer.request_id
+        response.headers[protocol.H_MODE] = Mode.STREAM
+        return response
+
+
+async def _list(request: web.Request, mac: Mac, folder: str) -> web.StreamResponse:
+    limit = _limit(request)
+    after = request.query.get("after", "")
+    if folder:
+        check_name(folder)
+    command = partial(protocol.ListDatasets, folder=folder, after=after, limit=limit)
+    async with request.app[ROUTER].switchboard.ask(mac, folder, "list", command) as transfer:
+        page = await _said(transfer, protocol.ListAnswer)
+        transfer.last_byte()
+        response = json_answer(page)
+        response.headers[protocol.H_REQUEST_ID] = transfer.request_id
+        return response
+
+
+def _limit(request: web.Request) -> int:
+    most = request.app[ROUTER].settings.list_entries
+    text = request.query.get("limit", str(most))
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:18]) <= most:
+        raise BadRequest(f"limit must be a number from 1 to {most}")
+    return int(text)
+
+
+async def _said(transfer: Transfer, kind: type[Message]) -> Message:
+    body = await transfer.reply()
+    if not isinstance(body, ResultBody):
+        raise ProtocolError(f"connector {transfer.mac} answered with a stream")
+    try:
+        return wire.decode(kind, wire.loads(body.joined()))
+    except BadRequest as error:
+        message = f"the answer of connector {transfer.mac} is not understood: {error.message}"
+        raise ProtocolError(message) from None

@@ -1,0 +1,149 @@
+"""The socket of one connector: messages in and out. The one file that knows it is a WebSocket.
+
+One task writes, from a bounded queue; one loop reads. A peer that takes no message within the
+deadline has its transport aborted.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from aiohttp import WSMsgType, web
+
+from tunnelsync import protocol
+from tunnelsync.errors import BadRequest, Forbidden, RouterBusy, TunnelSyncError, Unsupported
+from tunnelsync.identity import Mac, mac_address
+from tunnelsync.router.access import connector_of
+from tunnelsync.router.context import ROUTER
+from tunnelsync.router.switchboard import Session, Switchboard
+from tunnelsync.settings import RouterSettings
+
+log = logging.getLogger("tunnelsync.router")
+
+SPARE_MESSAGES = 64
+"""Room in the queue for messages that are no commands: the welcome, faults, cancels."""
+
+
+class SocketLink:
+    """A `Link` over a WebSocket."""
+
+    def __init__(self, socket: web.WebSocketResponse, request: web.Request, limit: int) -> None:
+        self._socket = socket
+        self._transport = request.transport
+        self._queue: asyncio.Queue[protocol.FromRouter | tuple[int, str]] = asyncio.Queue()
+        self._limit = limit
+        self.closing = False
+
+    def send(self, message: protocol.FromRouter) -> None:
+        """Queue a message; raise `RouterBusy` when the queue is full."""
+        if self._queue.qsize() >= self._limit:
+            raise RouterBusy("the connector does not take its commands fast enough")
+        self._queue.put_nowait(message)
+
+    def close(self, code: int, reason: str) -> None:
+        """Say good-bye, after what is queued."""
+        self.closing = True
+        self._queue.put_nowait((code, reason))
+
+    async def write(self, deadline_seconds: float) -> None:
+        """Send what is queued, until the good-bye; abort a peer that takes nothing."""
+        try:
+            while True:
+                message = await self._queue.get()
+                async with asyncio.timeout(deadline_seconds):
+                    if isinstance(message, tuple):
+                        code, reason = message
+                        await self._socket.close(code=code, message=reason.encode()[:120])
+                        return
+                    await self._socket.send_str(protocol.encode(message))
+        except (TimeoutError, ConnectionError):
+            if self._transport is not None:
+                self._transport.abort()
+
+
+async def connect(request: web.Request) -> web.StreamResponse:
+    """``GET /connectors/ws``: keep a connector's socket until one side ends it."""
+    router = request.app[ROUTER]
+    settings = router.settings
+    grant, bound = connector_of(request)
+    offered = request.headers.get("Sec-WebSocket-Protocol", "")
+    if protocol.SUBPROTOCOL not in [one.strip() for one in offered.split(",")]:
+        raise Unsupported(f"this router speaks {protocol.SUBPROTOCOL} on a WebSocket, alone")
+    router.refuse_when_draining()
+    if bound is not None:
+        router.switchboard.check_room(bound)
+    socket = web.WebSocketResponse(
+        protocols=(protocol.SUBPROTOCOL,),
+        heartbeat=settings.heartbeat_seconds,
+        max_msg_size=settings.message_bytes,
+        compress=False,
+        timeout=settings.ack_seconds,
+    )
+    await socket.prepare(request)
+    link = SocketLink(socket, request, settings.command_queue + SPARE_MESSAGES)
+    writer = asyncio.create_task(link.write(settings.ack_seconds))
+    try:
+        hello = await _hello(socket, settings, bound)
+        mac = mac_address(hello.mac)
+        router.switchboard.check_room(mac)
+        token = grant.sha256 if grant is not None else None
+        session = router.switchboard.announce(mac, hello, link, token)
+        if session is not None:
+            await _listen(socket, link, session, router.switchboard)
+    except TunnelSyncError as error:
+        link.close(protocol.CLOSE_PROTOCOL, error.message)
+    else:
+        if session is not None:
+            silent = isinstance(socket.exception(), TimeoutError)
+            router.switchboard.lost(session, link, silent=silent)
+            if not link.closing:
+                writer.cancel()
+    finally:
+        with suppress(asyncio.CancelledError):
+            await writer
+    return socket
+
+
+async def _hello(
+    socket: web.WebSocketResponse, settings: RouterSettings, bound: Mac | None
+) -> protocol.Hello:
+    try:
+        message = await socket.receive(settings.ack_seconds)
+    except TimeoutError:
+        raise BadRequest("no hello came") from None
+    if message.type is not WSMsgType.TEXT:
+        raise BadRequest("the first message must be a hello")
+    hello = protocol.decode_from_connector(message.data)
+    if not isinstance(hello, protocol.Hello):
+        raise BadRequest("the first message must be a hello")
+    if hello.protocol != protocol.VERSION:
+        raise Unsupported(f"this router speaks version {protocol.VERSION}, not {hello.protocol}")
+    if bound is not None and mac_address(hello.mac) != bound:
+        raise Forbidden(f"this connection was made as {bound}, not as {hello.mac[:64]!r}")
+    return hello
+
+
+async def _listen(
+    socket: web.WebSocketResponse, link: SocketLink, session: Session, switchboard: Switchboard
+) -> None:
+    """Take messages until the socket ends; one that is not understood is answered, and passed."""
+    async for message in socket:
+        if message.type is WSMsgType.ERROR:
+            return
+        try:
+            if message.type is not WSMsgType.TEXT:
+                raise BadRequest("messages are text")
+            said = protocol.decode_from_connector(message.data)
+            if isinstance(said, protocol.Fault):
+                log.warning(
+                    "connector %s did not understand: %s",
+                    session.mac,
+                    protocol.printable(said.message[:500]),
+                )
+            elif isinstance(said, protocol.Hello):
+                raise BadRequest("a second hello on one socket")
+            else:
+                switchboard.heard(session, said)
+        except TunnelSyncError as error:
+            with suppress(RouterBusy):
+                link.send(protocol.Fault(error.code, error.message))

@@ -1,0 +1,53 @@
+"""What the handlers of one router share."""
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from tunnelsync.errors import Draining, RouterBusy
+from tunnelsync.router.switchboard import Switchboard
+from tunnelsync.settings import RouterSettings
+
+
+@dataclass(slots=True)
+class Budget:
+    """A bounded sum of bytes held in memory."""
+
+    limit_bytes: int
+    held_bytes: int = 0
+
+    def take(self, count: int) -> None:
+        """Hold more, or raise `RouterBusy`."""
+        if self.held_bytes + count > self.limit_bytes:
+            raise RouterBusy(
+                f"the router holds {self.held_bytes} bytes of buffered answers, "
+                f"of {self.limit_bytes} allowed",
+                hint="Try again in a moment, or fetch with --mode stream.",
+            )
+        self.held_bytes += count
+
+    def release(self, count: int) -> None:
+        """Let go."""
+        self.held_bytes -= count
+
+
+@dataclass(slots=True)
+class Router:
+    """One router: its settings, and what it knows. ``store_origin`` is empty without a store."""
+
+    settings: RouterSettings
+    store_origin: str
+    switchboard: Switchboard
+    buffers: Budget
+    draining: bool = False
+
+    def refuse_when_draining(self) -> None:
+        """Raise `Draining` while the router stops."""
+        if self.draining:
+            raise Draining(
+                "the router is shutting down",
+                retry_after_seconds=self.settings.retry_after_seconds,
+            )
+
+
+ROUTER: web.AppKey[Router] = web.AppKey("router", Router)

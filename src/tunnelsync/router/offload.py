@@ -1,0 +1,67 @@
+"""Mode offload: the connector uploads to the store, and the client is told where.
+
+The router vouches for the address: it is passed on only if it is of the store that this router
+was configured with, together with that store's origin.
+"""
+
+from dataclasses import replace
+
+from aiohttp import web
+
+from tunnelsync import protocol, wire
+from tunnelsync.errors import BadRequest, ProtocolError, StoreNotConfigured, StoreUntrusted
+from tunnelsync.protocol import Mode, OffloadAnswer
+from tunnelsync.router.asking import asked_in
+from tunnelsync.router.context import ROUTER, Router
+from tunnelsync.router.relay import send_whole
+from tunnelsync.router.transfer import ResultBody, Transfer
+from tunnelsync.store import origin
+
+
+async def request_offload(request: web.Request) -> web.StreamResponse:
+    """``POST /datasets/request-offload``: waits for the upload, then tells the addresses."""
+    router = request.app[ROUTER]
+    if not router.store_origin:
+        raise StoreNotConfigured("this router has no store, so it passes no download address")
+    asked = await asked_in(request)
+
+    def command(request_id: str) -> protocol.Command:
+        return protocol.GetDatasetOffload(request_id, asked.dataset, asked.conditions)
+
+    async with router.switchboard.ask(asked.mac, asked.dataset, Mode.OFFLOAD, command) as transfer:
+        body = await transfer.reply()
+        if not isinstance(body, ResultBody):
+            raise ProtocolError(f"connector {asked.mac} answered mode offload with a stream")
+        return await answer(request, transfer, body)
+
+
+async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> web.StreamResponse:
+    """Check where a connector wants to send the client, and pass it on."""
+    router = request.app[ROUTER]
+    try:
+        offered = wire.decode(OffloadAnswer, wire.loads(body.joined()))
+    except BadRequest as error:
+        message = f"the answer of connector {transfer.mac} is not understood: {error.message}"
+        raise ProtocolError(message) from None
+    checked = replace(_checked(router, transfer, offered), store_origins=(router.store_origin,))
+    transfer.describe(size=offered.size, etag=offered.etag, root=offered.root)
+    data = wire.dumps(checked)
+    whole = ResultBody((data,), len(data), b"")
+    return await send_whole(transfer, request, whole, router.settings)
+
+
+def _checked(router: Router, transfer: Transfer, offered: OffloadAnswer) -> OffloadAnswer:
+    for url in (offered.download_url, offered.blocks_url):
+        try:
+            found = origin(url)
+        except Exception as error:
+            raise _untrusted(transfer, "no address") from error
+        if found != router.store_origin:
+            raise _untrusted(transfer, found)
+    return offered
+
+
+def _untrusted(transfer: Transfer, found: str) -> StoreUntrusted:
+    return StoreUntrusted(
+        f"connector {transfer.mac} offered a download from {found}, not from the router's store"
+    )

@@ -1,0 +1,107 @@
+"""What can be asked about the router itself: receipts, connectors, health and metrics."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tunnelsync.errors import BadRequest, Cancelled
+from tunnelsync.router.bodies import json_answer
+from tunnelsync.router.context import ROUTER, Router
+
+
+async def receipt(request: web.Request) -> web.Response:
+    """``GET /transfers/{request_id}``: the receipt; ``?wait=S`` waits for the end."""
+    router = request.app[ROUTER]
+    transfer = router.switchboard.transfers.find(request.match_info["request_id"])
+    seconds = _seconds(request.query.get("wait", "0"))
+    if seconds > 0:
+        most = router.settings.receipt_wait_seconds
+        with suppress(TimeoutError):
+            await asyncio.wait_for(transfer.ended.wait(), min(seconds, most))
+    return json_answer(transfer.receipt())
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """``DELETE /transfers/{request_id}``: end it; harmless if it has ended."""
+    transfer = request.app[ROUTER].switchboard.transfers.find(request.match_info["request_id"])
+    transfer.deadline.fail(Cancelled("the transfer was cancelled by request"))
+    return json_answer(transfer.receipt())
+
+
+async def connectors(request: web.Request) -> web.Response:
+    """``GET /connectors``: those that are connected, or may return within the grace."""
+    now = asyncio.get_running_loop().time()
+    rows = [
+        {
+            "mac": session.mac,
+            "version": session.hello.version[:32],
+            "state": "connected" if session.link is not None else "returning",
+            "connected_seconds": round(now - session.since, 3),
+            "transfers": len(session.transfers),
+        }
+        for session in sorted(
+            request.app[ROUTER].switchboard.sessions.values(), key=lambda one: one.mac
+        )
+    ]
+    return json_answer({"connectors": rows})
+
+
+async def health(request: web.Request) -> web.Response:
+    """``GET /healthz``: the process answers."""
+    return json_answer({"status": "ok"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """``GET /readyz``: new requests are taken; 503 while it drains."""
+    request.app[ROUTER].refuse_when_draining()
+    return json_answer({"status": "ok"})
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise BadRequest("wait must be a number of seconds")
+    return seconds
+
+
+class RouterCollector(Collector):
+    """Reads the metrics off the router when they are asked for."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric of the router."""
+        board = self._router.switchboard
+        tally = board.transfers.tally
+        linked = sum(session.link is not None for session in board.sessions.values())
+        yield GaugeMetricFamily("tunnelsync_connectors", "Connectors connected now.", linked)
+        running = len(board.transfers.running)
+        yield GaugeMetricFamily("tunnelsync_transfers_running", "Transfers under way.", running)
+        held = self._router.buffers.held_bytes
+        yield GaugeMetricFamily("tunnelsync_buffers_bytes", "Buffered answers, in bytes.", held)
+        total = tally.relayed_bytes + sum(t.written for t in board.transfers.running.values())
+        yield CounterMetricFamily("tunnelsync_bytes", "Bytes sent to clients.", total)
+        ended = CounterMetricFamily(
+            "tunnelsync_transfers", "Transfers that ended.", labels=("mode", "outcome")
+        )
+        for labels, count in tally.ended.items():
+            ended.add_metric(labels, count)
+        yield ended
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """``GET /metrics``: for Prometheus."""
+    registry = CollectorRegistry()
+    registry.register(RouterCollector(request.app[ROUTER]))
+    return web.Response(
+        body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"}
+    )

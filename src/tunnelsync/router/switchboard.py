@@ -1,0 +1,286 @@
+"""Who is connected, their commands that are under way, and who waits for what.
+
+Reached through a narrow interface: announce a connector, send it a command, wait for its answer.
+Nothing here knows what carries the messages: a `Link` does.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tunnelsync import protocol
+from tunnelsync.errors import (
+    Cancelled,
+    ConnectorOffline,
+    ConnectorReplaced,
+    ConnectorUnknown,
+    Internal,
+    RouterBusy,
+    TunnelSyncError,
+)
+from tunnelsync.identity import Mac
+from tunnelsync.router.transfer import Transfer
+from tunnelsync.router.transfers import Transfers
+from tunnelsync.settings import RouterSettings
+from tunnelsync.transfer import State
+
+log = logging.getLogger("tunnelsync.router")
+
+WAITING = (State.SENT, State.ACCEPTED)
+"""The states in which a transfer needs the connector's channel; past them it lives by its bytes."""
+
+
+class Link(Protocol):
+    """What carries messages to one connector. Neither method waits."""
+
+    def send(self, message: protocol.FromRouter) -> None:
+        """Queue a message; raise `RouterBusy` when the queue is full."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say good-bye, after what is queued."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One process of a connector, across the breaks of its link."""
+
+    mac: Mac
+    hello: protocol.Hello
+    epoch: int
+    link: Link | None
+    token: str | None
+    since: float
+    unacked: dict[str, protocol.Command] = field(default_factory=dict)
+    transfers: dict[str, Transfer] = field(default_factory=dict)
+    grace: asyncio.TimerHandle | None = None
+    swaps: list[float] = field(default_factory=list)
+
+
+class Switchboard:
+    """The connectors of one router, in memory."""
+
+    def __init__(self, settings: RouterSettings, transfers: Transfers) -> None:
+        self.transfers = transfers
+        self.sessions: dict[Mac, Session] = {}
+        self._settings = settings
+        self._known: OrderedDict[Mac, int] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+
+    # --- connectors come and go -------------------------------------------------------------
+
+    def check_room(self, mac: Mac) -> None:
+        """Raise `RouterBusy` if one more connector is too many."""
+        if mac not in self.sessions and len(self.sessions) >= self._settings.connectors:
+            raise RouterBusy(
+                f"{len(self.sessions)} connectors are connected",
+                retry_after_seconds=self._settings.retry_after_seconds,
+            )
+
+    def announce(
+        self, mac: Mac, hello: protocol.Hello, link: Link, token: str | None
+    ) -> Session | None:
+        """Take in a connector that said hello; None if it was refused as a clash.
+
+        The same process is given again what it did not acknowledge. Another process with the
+        same MAC takes over: the transfers of the first end at once.
+        """
+        old = self.sessions.get(mac)
+        if old is not None and old.hello.instance == hello.instance:
+            return self._welcome_back(old, link, token)
+        if old is not None and old.link is not None and self._is_clash(old):
+            log.warning("refused: two connectors keep claiming %s; the first one stays", mac)
+            link.close(protocol.CLOSE_CLASH, f"another connector is connected as {mac}")
+            return None
+        if old is not None:
+            self._replace(old)
+        epoch = self._known.get(mac, 0) + 1
+        self._remember(mac, epoch)
+        session = Session(mac, hello, epoch, link, token, self._loop.time())
+        session.swaps = old.swaps if old is not None else []
+        self.sessions[mac] = session
+        log.info("connector %s is here (version %s, epoch %d)", mac, hello.version[:32], epoch)
+        link.send(protocol.Welcome(epoch))
+        return session
+
+    def _welcome_back(self, session: Session, link: Link, token: str | None) -> Session:
+        if session.grace is not None:
+            session.grace.cancel()
+            session.grace = None
+        if session.link is not None:
+            session.link.close(protocol.CLOSE_REPLACED, "the same connector connected again")
+        session.epoch += 1
+        self._remember(session.mac, session.epoch)
+        session.link, session.token = link, token
+        log.info("connector %s is back (epoch %d)", session.mac, session.epoch)
+        link.send(protocol.Welcome(session.epoch))
+        for command in session.unacked.values():
+            link.send(command)
+        return session
+
+    def _remember(self, mac: Mac, epoch: int) -> None:
+        self._known[mac] = epoch
+        self._known.move_to_end(mac)
+        while len(self._known) > self._settings.connectors:
+            self._known.popitem(last=False)
+
+    def _is_clash(self, session: Session) -> bool:
+        """Count a swap of one live connector by another; True if there were too many lately."""
+        now, window = self._loop.time(), self._settings.clash_window_seconds
+        session.swaps = [then for then in session.swaps if now - then < window]
+        if len(session.swaps) >= self._settings.clash_swaps:
+            return True
+        session.swaps.append(now)
+        return False
+
+    def _replace(self, old: Session) -> None:
+        if old.link is not None:
+            log.warning("connector %s is replaced by another process with its MAC", old.mac)
+            old.link.close(protocol.CLOSE_REPLACED, f"another connector took over as {old.mac}")
+            error: TunnelSyncError = ConnectorReplaced(
+                f"another process connected as {old.mac} while it worked"
+            )
+        else:
+            error = ConnectorOffline(f"connector {old.mac} was restarted while it worked")
+        self._drop(old)
+        for transfer in list(old.transfers.values()):
+            transfer.deadline.fail(error)
+
+    def _drop(self, session: Session) -> None:
+        """Forget a session; its epoch stays known."""
+        if session.grace is not None:
+            session.grace.cancel()
+        session.link = None
+        if self.sessions.get(session.mac) is session:
+            del self.sessions[session.mac]
+
+    def lost(self, session: Session, link: Link, *, silent: bool) -> None:
+        """A link has ended; ``silent`` says that the connector stopped answering.
+
+        After silence it is offline at once, otherwise after a grace in which it may return.
+        """
+        if session.link is not link:
+            return
+        session.link = None
+        if silent or self._settings.return_grace_seconds <= 0:
+            self._offline(session)
+        else:
+            log.info("connector %s lost its connection", session.mac)
+            session.grace = self._loop.call_later(
+                self._settings.return_grace_seconds, self._offline, session
+            )
+
+    def _offline(self, session: Session) -> None:
+        log.info("connector %s is offline", session.mac)
+        self._drop(session)
+        for transfer in list(session.transfers.values()):
+            if transfer.state in WAITING:
+                transfer.deadline.fail(ConnectorOffline(f"connector {session.mac} went offline"))
+
+    def revoke(self, valid: Collection[str]) -> None:
+        """Close the links of connectors whose token is no longer among these hashes."""
+        for session in list(self.sessions.values()):
+            if session.token is not None and session.token not in valid and session.link:
+                log.warning("connector %s: its token was revoked", session.mac)
+                session.link.close(protocol.CLOSE_REVOKED, "the token was revoked")
+                self._offline(session)
+
+    def close(self) -> None:
+        """Tell every connector that the router stops."""
+        for session in list(self.sessions.values()):
+            if session.link is not None:
+                session.link.close(protocol.CLOSE_RESTART, "the router is restarting")
+            self._drop(session)
+
+    # --- what a connector says --------------------------------------------------------------
+
+    def heard(self, session: Session, message: protocol.Ack | protocol.Progress) -> None:
+        """An acknowledgement or a sign of life; one for a transfer it has not is ignored."""
+        transfer = session.transfers.get(message.request_id)
+        if isinstance(message, protocol.Ack):
+            session.unacked.pop(message.request_id, None)
+            if transfer is not None:
+                transfer.on_ack()
+        elif transfer is not None:
+            transfer.on_progress(message)
+
+    # --- what a client wants ----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def ask(
+        self, mac: Mac, dataset: str, mode: str, command: Callable[[str], protocol.Command]
+    ) -> AsyncIterator[Transfer]:
+        """Send a command, made from a fresh request id, and yield its transfer.
+
+        Whatever leaves the block ends the transfer. Raises `ConnectorUnknown`,
+        `ConnectorOffline` or `RouterBusy` before anything is sent.
+        """
+        session = self._session(mac)
+        made = command(secrets.token_hex(16))
+        transfer = Transfer(made, mac, dataset, mode, self._settings, self._ended)
+        self._dispatch(session, transfer)
+        try:
+            yield transfer
+        except TunnelSyncError as error:
+            transfer.end_with(error)
+            raise
+        except asyncio.CancelledError:
+            transfer.end_with(Cancelled("the client left, or cancelled"))
+            raise
+        except ConnectionError:
+            transfer.end_with(Cancelled("the client's connection broke"))
+            raise
+        except BaseException as exc:
+            transfer.end_with(Internal(f"{type(exc).__name__} in the router"))
+            raise
+
+    def _session(self, mac: Mac) -> Session:
+        session = self.sessions.get(mac)
+        if session is not None:
+            return session
+        if mac in self._known:
+            raise ConnectorOffline(f"connector {mac} is offline")
+        raise ConnectorUnknown(f"no connector {mac} has connected to this router")
+
+    def _dispatch(self, session: Session, transfer: Transfer) -> None:
+        if len(session.unacked) >= self._settings.command_queue:
+            raise RouterBusy(
+                f"{len(session.unacked)} commands wait for connector {session.mac}",
+                retry_after_seconds=self._settings.retry_after_seconds,
+            )
+        self.transfers.add(transfer)
+        try:
+            if session.link is not None:
+                session.link.send(transfer.command)
+        except RouterBusy as error:
+            transfer.end_with(error)
+            raise
+        session.unacked[transfer.request_id] = transfer.command
+        session.transfers[transfer.request_id] = transfer
+
+    def _ended(self, transfer: Transfer) -> None:
+        """Book a transfer that has ended, and tell its connector if it does not know."""
+        self.transfers.retire(transfer)
+        receipt = transfer.receipt()
+        log.info(
+            "transfer %s: %s of %s from %s: %s, %d bytes in %.3f s%s",
+            transfer.request_id,
+            transfer.mode_used or transfer.mode,
+            protocol.printable(transfer.dataset),
+            transfer.mac,
+            transfer.outcome,
+            receipt.bytes,
+            receipt.seconds or 0.0,
+            f" ({transfer.error.code}: {transfer.error.message})" if transfer.error else "",
+        )
+        session = self.sessions.get(transfer.mac)
+        if session is None or session.transfers.pop(transfer.request_id, None) is None:
+            return
+        session.unacked.pop(transfer.request_id, None)
+        if session.link is not None and not transfer.connector_knows:
+            with suppress(RouterBusy):  # then it learns by 410 when it posts
+                session.link.send(protocol.Cancel(transfer.request_id))

@@ -1,0 +1,307 @@
+"""One request's life at the router, moved along the table of the top-level ``transfer.py``.
+
+It is driven from two sides: the client's handler, which waits for it and relays, and the
+connector's posts, which feed it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tunnelsync import protocol
+from tunnelsync.errors import (
+    BadRequest,
+    Cancelled,
+    Conflict,
+    ConnectorOffline,
+    ConnectorReplaced,
+    Stalled,
+    TimedOut,
+    TransferGone,
+    TunnelSyncError,
+)
+from tunnelsync.identity import Mac
+from tunnelsync.router.chunks import Chunk, ChunkQueue
+from tunnelsync.router.deadline import Deadline
+from tunnelsync.settings import RouterSettings
+from tunnelsync.transfer import Event, Outcome, State, move
+
+STREAMED = (protocol.GetDatasetStream, protocol.GetDatasetAuto)
+CLIENT_TAKES = "the client to take a byte"
+"""What is expected while the client's side is the slow one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultBody:
+    """A whole result, in the pieces in which it came, and its digest for comparison."""
+
+    parts: tuple[bytes, ...]
+    size: int
+    digest: bytes
+
+    def joined(self) -> bytes:
+        """Return the whole body."""
+        return b"".join(self.parts)
+
+
+@dataclass(slots=True)
+class Said:
+    """What the connector has said so far, kept to compare it with what it says again."""
+
+    init: protocol.Init | None = None
+    complete: protocol.Complete | None = None
+    result: bytes | None = None
+
+
+class Transfer:
+    """A request, what became of it so far, and the bytes on their way."""
+
+    def __init__(
+        self,
+        command: protocol.Command,
+        mac: Mac,
+        dataset: str,
+        mode: str,
+        settings: RouterSettings,
+        on_end: Callable[["Transfer"], None],
+    ) -> None:
+        self.command = command
+        self.request_id = command.request_id
+        self.mac = mac
+        self.dataset = dataset
+        self.mode = mode
+        self.mode_used: str | None = None if mode == protocol.Mode.AUTO else mode
+        self.state = State.SENT
+        self.outcome: Outcome | None = None
+        self.error: TunnelSyncError | None = None
+        self.said = Said()
+        self.written = 0
+        self.progress: protocol.Progress | None = None
+        self.ended = asyncio.Event()
+        self.connector_knows = False
+        self.deadline = Deadline()
+        self.chunks = ChunkQueue(settings.chunk_queue)
+        self._settings = settings
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._reply: asyncio.Future[protocol.Init | ResultBody] = self._loop.create_future()
+        self._started = self._loop.time()
+        self._started_unix = time.time()
+        self._first_byte: float | None = None
+        self._ended_at: float | None = None
+        self._etag: str | None = None
+        self._root: str | None = None
+        self._size: int | None = None
+        self._cleanups: list[Callable[[], None]] = []
+
+    # --- the client's side ------------------------------------------------------------------
+
+    async def reply(self) -> protocol.Init | ResultBody:
+        """Wait for the connector's first answer: an init, or a whole result.
+
+        Raises the connector's error, `ConnectorOffline`, or `TimedOut`.
+        """
+        async with self.within(self._settings.ack_seconds, "its acknowledgement"):
+            return await self._reply
+
+    @asynccontextmanager
+    async def within(self, seconds: float, expected: str) -> AsyncIterator[None]:
+        """Bound a wait by the transfer's deadline, with an error that says what is missing."""
+        try:
+            async with self.deadline.within(seconds, expected):
+                yield
+        except TimeoutError:
+            raise self._too_late() from None
+
+    def _too_late(self) -> TunnelSyncError:
+        kind = Stalled if self.state in (State.FLOWING, State.RELAYED) else TimedOut
+        waited, name = f"{self.deadline.seconds:g} s", protocol.printable(self.dataset)
+        expected = self.deadline.expected
+        if expected == CLIENT_TAKES:
+            return kind(f"waited {waited} for {CLIENT_TAKES} of dataset {name}")
+        return kind(f"waited {waited} for connector {self.mac}: {expected} (dataset {name})")
+
+    def wrote(self, count: int) -> None:
+        """Count bytes that went to the client."""
+        if self._first_byte is None:
+            self._first_byte = self._loop.time()
+        self.written += count
+
+    def last_byte(self) -> None:
+        """Note that the whole answer has gone to the client."""
+        if self._first_byte is None:
+            self._first_byte = self._loop.time()
+        self.state = move(self.state, Event.LAST_BYTE)
+        if self.state is State.ENDED:
+            self._over(Outcome.DELIVERED, None)
+            return
+        self._loop.call_later(self._settings.complete_seconds, self.end, Outcome.DELIVERED)
+        self.chunks.finish()
+
+    # --- the connector's side ---------------------------------------------------------------
+
+    def on_ack(self) -> None:
+        """The connector has the command: from here on, its signs of life count."""
+        was, self.state = self.state, move(self.state, Event.ACK)
+        if was is State.SENT:
+            self.deadline.expect(self._settings.answer_seconds, "its answer, or a sign of life")
+
+    def on_progress(self, progress: protocol.Progress) -> None:
+        """A sign of life before the answer; after it, only bytes count."""
+        self.progress = progress
+        if self.state is State.ACCEPTED:
+            self.deadline.alive()
+
+    def on_result(self, body: ResultBody, error: TunnelSyncError | None) -> None:
+        """A whole result, or the error in its place. The same again is taken for the first."""
+        if self.said.result is not None or self.state is State.ENDED:
+            _same(self.said.result, body.digest, "result")
+            return
+        if error is None and isinstance(self.command, protocol.GetDatasetStream):
+            raise Conflict("a stream is answered by an init or an error, not by a result")
+        self.state = move(self.state, Event.RESULT)
+        self.said.result = body.digest
+        self.connector_knows = True
+        if self._reply.done():
+            return
+        if error is None:
+            self._reply.set_result(body)
+        else:
+            self._reply.set_exception(error)
+            self._reply.exception()  # the client may have left
+
+    def on_init(self, init: protocol.Init) -> None:
+        """The status and headers of a streamed answer. The same again changes nothing."""
+        if self.said.init is not None or self.state is State.ENDED:
+            _same(self.said.init, init, "init")
+            return
+        if not isinstance(self.command, STREAMED):
+            raise Conflict(f"{self.command.command} is answered by a result, not by an init")
+        if init.status not in (200, 206, 304, 412, 416):
+            raise BadRequest(f"an init with the impossible status {init.status}")
+        if min(init.size, init.length, init.offset) < 0:
+            raise BadRequest("an init with a negative size, length or offset")
+        if not init.etag.isascii() or not init.etag.isprintable() or '"' in init.etag:
+            raise BadRequest("an init with an etag that no header can hold")
+        self.state = move(self.state, Event.INIT)
+        self.said.init = init
+        self._size, self._etag = init.size, init.etag
+        if not self._reply.done():
+            self._reply.set_result(init)
+
+    def on_chunk(self, chunk: Chunk) -> None:
+        """Queue a chunk request; raises `WrongOffset`, `Conflict` or `TransferGone`."""
+        if self.state is State.ENDED:
+            raise TransferGone(f"transfer {self.request_id} has ended")
+        if self.said.init is None:
+            raise Conflict("a chunk came before the init")
+        if self.state is State.RELAYED and chunk.offset == self.chunks.taken:
+            chunk.finish()
+            return
+        self.state = move(self.state, Event.CHUNK)
+        self.chunks.put(chunk, self.said.init.length)
+
+    def on_complete(self, complete: protocol.Complete) -> None:
+        """The connector's closing word, or its error. The same again changes nothing."""
+        if self.said.complete is not None:
+            _same(self.said.complete, complete, "complete")
+            return
+        if self.state is State.ENDED:
+            raise TransferGone(f"transfer {self.request_id} has ended")
+        if complete.error is None:
+            self.state = move(self.state, Event.COMPLETE)
+            self.said.complete = complete
+            self._root = complete.root
+            self.connector_knows = True
+            self._over(Outcome.DELIVERED, None)
+            return
+        if self.state not in (State.FLOWING, State.RELAYED):
+            raise Conflict(f"an error after init came while the transfer is {self.state}")
+        self.said.complete = complete
+        self.connector_knows = True
+        error = complete.error.error()
+        if complete.sent is None or not self.chunks.stop_after(complete.sent, error):
+            self.deadline.fail(error)
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def end(self, outcome: Outcome, error: TunnelSyncError | None = None) -> None:
+        """End the transfer, unless it has ended. Chunk requests are refused with 410."""
+        if self.state is not State.ENDED:
+            self.state = move(self.state, Event.END)
+            self._over(outcome, error)
+
+    def end_with(self, error: TunnelSyncError) -> None:
+        """End with the outcome that the error means; what was relayed whole is delivered."""
+        if self.state is State.RELAYED:
+            return
+        if isinstance(error, Cancelled):
+            outcome = Outcome.CANCELLED
+        elif isinstance(error, ConnectorOffline | ConnectorReplaced):
+            outcome = Outcome.OFFLINE
+        elif isinstance(error, TimedOut):
+            outcome = Outcome.TIMED_OUT
+        elif self.said.init is None:
+            outcome = Outcome.REFUSED
+        else:
+            outcome = Outcome.BROKEN
+        self.end(outcome, error)
+
+    def _over(self, outcome: Outcome, error: TunnelSyncError | None) -> None:
+        self.state = State.ENDED
+        self.outcome, self.error = outcome, error
+        self._ended_at = self._loop.time()
+        if outcome is Outcome.DELIVERED:
+            self.chunks.finish()
+        else:
+            self.chunks.finish(TransferGone(f"transfer {self.request_id} has ended: {outcome}"))
+        if not self._reply.done():
+            self._reply.cancel()
+        for cleanup in self._cleanups:
+            cleanup()
+        self.ended.set()
+        self._on_end(self)
+
+    def at_end(self, cleanup: Callable[[], None]) -> None:
+        """Call something when the transfer ends, or now if it has."""
+        if self.state is State.ENDED:
+            cleanup()
+        else:
+            self._cleanups.append(cleanup)
+
+    def describe(self, *, size: int, etag: str, root: str | None = None) -> None:
+        """Note what an answer says of the dataset, for the receipt."""
+        self._size, self._etag, self._root = size, etag, root
+
+    def receipt(self) -> protocol.Receipt:
+        """Return what can be said of the transfer now."""
+        until = self._ended_at or self._loop.time()
+        first = self._first_byte
+        return protocol.Receipt(
+            request_id=self.request_id,
+            mac=self.mac,
+            dataset=self.dataset,
+            mode=self.mode,
+            mode_used=self.mode_used,
+            state=self.state,
+            outcome=self.outcome,
+            error=protocol.Problem.of(self.error) if self.error else None,
+            progress=self.progress.state if self.progress else None,
+            progress_done=self.progress.done if self.progress else 0,
+            size=self._size,
+            etag=self._etag,
+            root=self._root,
+            bytes=self.written,
+            started_unix=self._started_unix,
+            first_byte_seconds=None if first is None else round(first - self._started, 6),
+            seconds=round(until - self._started, 6),
+        )
+
+
+def _same(first: object, again: object, what: str) -> None:
+    if first is None:
+        raise TransferGone(f"the transfer has ended without this {what}")
+    if first != again:
+        raise Conflict(f"another {what} came first for this transfer")
