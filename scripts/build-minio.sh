@@ -22,7 +22,7 @@ build="$(mktemp -d "$bin/build.XXXXXX")"
 trap 'rm -rf "$build"' EXIT
 trap 'exit 130' INT TERM
 # Built aside and renamed, so that a build cut off leaves nothing that looks whole.
-GOBIN="$build" CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/minio/minio@$version"
+GOBIN="$build" go install "github.com/minio/minio@$version"
 mv -f "$build/minio" "$bin/minio"
 echo "$version" >"$stamp"
 echo "$bin/minio"

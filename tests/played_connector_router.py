@@ -121,11 +121,12 @@ class PlayedRouter:
         if request_id in self.gone:
             return refusal(TransferGone("nobody waits"))
         stream.init = wire.decode(Init, wire.loads(request.headers[protocol.H_INIT]))
+        stood = stream.taken
         if self.faults:
             answer = await self.faults.pop(0)(request, stream)
             if answer is not None:
                 return answer
-        if offset != stream.taken:
+        if offset != stood:
             return refusal(WrongOffset("another offset"))
         await self.take(request, stream)
         if stream.complete is not None and stream.complete.error is not None:
@@ -191,7 +192,7 @@ async def served(router: PlayedRouter, port: int = 0) -> AsyncIterator[PlayedRou
         await runner.cleanup()
 
 
-def settings_for(router: PlayedRouter, root: Path, **changes: Any) -> ConnectorSettings:
+def settings_for(router: PlayedRouter, root: Path, /, **changes: Any) -> ConnectorSettings:
     """Return settings that do not wait long."""
     quick: dict[str, Any] = {
         "router": router.url,

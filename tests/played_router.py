@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import orjson
@@ -12,7 +12,7 @@ from tunnelsync import frames, protocol
 
 MAC = "cc-28-aa-00-11-22"
 MODIFIED_NS = 1_700_000_000_123_456_789
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def content(size: int) -> bytes:
@@ -58,13 +58,15 @@ def streamed(data: bytes) -> web.Response:
     return web.Response(body=framed(data), headers=stream_headers(len(data)))
 
 
-def json(value: object, status: int = 200, **headers: str) -> web.Response:
+def json(
+    value: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
     """Answer with JSON."""
     return web.Response(
         body=orjson.dumps(value),
         status=status,
         content_type="application/json",
-        headers={protocol.H_REQUEST_ID: "r1", **headers},
+        headers={protocol.H_REQUEST_ID: "r1", **(headers or {})},
     )
 
 
@@ -78,10 +80,15 @@ def raw_answer(body: bytes, *, announced: int, size: int) -> bytes:
 @asynccontextmanager
 async def played(handler: Handler) -> AsyncIterator[str]:
     """Serve every request with one function, and yield the address."""
-    server = web.Server(handler)
-    runner = web.ServerRunner(server)
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return await handler(request)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", serve)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+    site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"

@@ -16,8 +16,10 @@ from tunnelsync.address import is_loopback
 def proxy_for(url: URL) -> dict[str, Any]:
     """Return the arguments that send a request by the environment's proxy, never for loopback."""
     host = url.host or ""
+    if is_loopback(host):
+        return {}
     proxy = urllib.request.getproxies().get(url.scheme)
-    if not proxy or is_loopback(host) or urllib.request.proxy_bypass(host):
+    if not proxy or urllib.request.proxy_bypass(host):
         return {}
     address = URL(proxy if "://" in proxy else f"http://{proxy}")
     if address.user is None:

@@ -50,7 +50,7 @@ MOST_PARTS = 9000  # S3 takes 10,000
 LIFETIME_SECONDS = 7 * 24 * 3600  # SigV4 signs nothing that lives longer
 BODIES_AT_ONCE = 16  # in the whole store, at 2 to 3 MiB each
 POOL = 100  # connections: more than bodies, so that an abort never waits behind them
-ABORT_SECONDS = 10.0  # then the store's own lifecycle rule has to clean up
+ABORT_SECONDS = 10.0  # how long a way out waits for a silent store
 FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"})
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,7 @@ class Store:
         self._connecting = asyncio.Lock()
         self._bodies = asyncio.Semaphore(BODIES_AT_ONCE)
         self._owned: set[asyncio.Task[Any]] = set()
+        self._left: list[dict[str, Any]] = []
         self._clients: list[Any] = []
         self._bucket_found = False
 
@@ -140,6 +141,7 @@ class Store:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await asyncio.gather(*self._owned, return_exceptions=True)
+        await self._abort_left()
         await self._stack.aclose()
 
     async def offer(
@@ -148,9 +150,11 @@ class Store:
         """Put a dataset into the store, unless this version is there, and return its addresses.
 
         ``progress`` is told the bytes uploaded so far. Raises `DatasetChanged`, `ReadFailed`,
-        `StoreUnavailable` or `StoreRefused`; then, as when cancelled, no upload is left open.
+        `StoreUnavailable` or `StoreRefused`; then, as when cancelled, no upload is left open
+        (one that a silent store keeps is aborted at the next offer, or at the close).
         """
         await self._connect()
+        await self._abort_left()
         key = object_key(self._settings.prefix, mac, dataset.name, dataset.etag)
         # A dataset edited twice within one tick of its clock keeps its etag. So what was read
         # while it was young is never used again: the store remembers, beside the digests.
@@ -266,9 +270,9 @@ class Store:
                 return await getattr(self._clients[0], operation)(**parameters)
             except ClientError as exc:
                 status = _status(exc)
-                if status == 404 or (status == 403 and "Key" in parameters):
+                if status == 404 or (status == 403 and operation in ("head_object", "get_object")):
                     return None
-                if status == 403:
+                if status == 403 and operation == "head_bucket":
                     return {}
                 raise
 
@@ -394,12 +398,22 @@ class Store:
         )
         if isinstance(answer, BaseException) or (end and not isinstance(end[0], BaseException)):
             return  # never begun, or whole
-        upload = {**data, "UploadId": answer["UploadId"]}
-        try:
-            async with asyncio.timeout(ABORT_SECONDS):
-                await self._head("abort_multipart_upload", **upload)
-        except (TimeoutError, TunnelSyncError) as exc:
-            log.warning("%s keeps an open upload of %s: %s", self._where, data["Key"], exc)
+        self._left.append({**data, "UploadId": answer["UploadId"]})
+        await self._abort_left()
+
+    async def _abort_left(self) -> None:
+        """Abort the uploads that must not stay open; what a silent store keeps is tried again
+        at the next offer, and when the store is closed."""
+        while self._left:
+            upload = self._left.pop()
+            try:
+                async with asyncio.timeout(ABORT_SECONDS):
+                    await self._head("abort_multipart_upload", **upload)
+            except (TimeoutError, TunnelSyncError) as exc:
+                log.warning("%s keeps an open upload of %s: %s", self._where, upload["Key"], exc)
+                if not isinstance(exc, StoreRefused):
+                    self._left.append(upload)
+                    return
 
     def _own(self, work: Any) -> asyncio.Task[Any]:
         """Start what must come to its end; closing the store waits for it."""
@@ -437,7 +451,8 @@ class Store:
                 f"{self._where} and this machine do not agree on TLS",
                 hint="Check its certificate, and AWS_CA_BUNDLE if it is signed by your own CA.",
             )
-        if isinstance(exc, boto.HTTPClientError | ResponseParserError | HttpError | OSError):
+        network = (boto.ConnectionError, boto.HTTPClientError, HttpError, OSError)
+        if isinstance(exc, (*network, ResponseParserError)):
             return StoreUnavailable(f"{self._where} cannot be reached, or is no S3 store")
         if isinstance(exc, boto.NoCredentialsError | boto.PartialCredentialsError):
             return StoreRefused(f"{self._where} needs keys, and there are none", hint=KEYS_HINT)

@@ -30,7 +30,13 @@ def test_an_address_is_taken(text: str, url: str) -> None:
         *("", "router.example.org", "localhost:8080", "//host", "ftp://host", "file:///etc/passwd"),
         *("http://", "http://:80", "http://host:0", "http://host:99999", "http://host:x"),
         *("http://host/path", "http://host/?q", "http://host?", "http://host#f", "https://a b"),
-        *("https://user:pass@host", "https://user@host", "https://h\n", "https://h\\@x", "https://é"),
+        *(
+            "https://user:pass@host",
+            "https://user@host",
+            "https://h\n",
+            "https://h\\@x",
+            "https://é",
+        ),
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+
 from played_router import (
     MAC,
     MODIFIED_NS,
@@ -17,7 +18,6 @@ from played_router import (
     stream_headers,
     streamed,
 )
-
 from tunnelsync import frames
 from tunnelsync.client import TunnelSync
 from tunnelsync.errors import (
@@ -209,7 +209,7 @@ async def test_a_break_without_a_known_reason_is_told_as_it_is(tmp_path: Path, a
     router = Breaking(answer())
     async with played(router) as url:
         await refused(url, tmp_path, BrokenOff)
-    assert len(router.asked) == 1
+    assert set(router.asked) == {"/transfers/r1?wait=2"}  # HTTP may ask a second time
 
 
 async def test_without_a_request_id_there_is_nothing_to_ask(tmp_path: Path) -> None:

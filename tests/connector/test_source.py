@@ -14,7 +14,8 @@ import pytest
 
 from tunnelsync.connector import jail as module
 from tunnelsync.connector.jail import Jail, beneath, stepwise
-from tunnelsync.connector.source import Entry, Root, Source
+from tunnelsync.connector.listing import Entry
+from tunnelsync.connector.source import Root, Source
 from tunnelsync.errors import (
     BadName,
     BadRequest,

@@ -187,7 +187,8 @@ def decode(kind: type[Answer], data: bytes) -> Answer:
     """Build a message from the JSON of an answer; raise its error, or `ProtocolError`."""
     try:
         value = wire.loads(data)
-        problem = protocol.problem_in(value)
+        # A receipt's own member `error` is that of the transfer it tells of.
+        problem = None if kind is protocol.Receipt else protocol.problem_in(value)
         if problem is not None:
             raise problem
         return wire.decode(kind, value)

@@ -7,19 +7,15 @@ commands ask for goes over HTTP, and does not end with the socket.
 import asyncio
 import logging
 import secrets
-import socket
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Never
+from contextlib import AsyncExitStack, suppress
+from typing import Never
 
 import aiohttp
 from aiohttp import (
     ClientSession,
-    ClientTimeout,
     ClientWebSocketResponse,
     ClientWSTimeout,
-    DummyCookieJar,
     WSMessage,
     WSMsgType,
 )
@@ -29,13 +25,14 @@ from tunnelsync import __version__, protocol, wire
 from tunnelsync.address import router_url
 from tunnelsync.connector import backoff
 from tunnelsync.connector.buffer import Buffer
+from tunnelsync.connector.dial import bearer, http_session
 from tunnelsync.connector.interface import default_mac
 from tunnelsync.connector.offload import Offload
 from tunnelsync.connector.outbox import Outbox
 from tunnelsync.connector.source import Root
 from tunnelsync.connector.upload import CONNECTION_ERRORS, Upload
 from tunnelsync.connector.worker import Modes, Worker
-from tunnelsync.errors import BadRequest, BadSetting
+from tunnelsync.errors import BadRequest
 from tunnelsync.identity import mac_address
 from tunnelsync.protocol import Ack, Fault, Hello, Mode, Welcome
 from tunnelsync.proxy import proxy_for
@@ -69,12 +66,12 @@ async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
     a router that is away is waited for.
     """
     router = router_url(settings.router, allow_plaintext=settings.allow_plaintext)
-    bearer = _bearer(settings)
+    authorization = bearer(settings)
     mac = mac_address(settings.mac) if settings.mac else await default_mac(router)
-    headers = {protocol.H_CONNECTOR: mac, **bearer}
+    headers = {protocol.H_CONNECTOR: mac, **authorization}
     async with AsyncExitStack() as stack:
         executor = ThreadPoolExecutor(settings.threads, "tunnelsync-files")
-        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        stack.callback(executor.shutdown, wait=False)  # what waits there are closes
         root = Root(
             settings.root,
             executor,
@@ -82,7 +79,7 @@ async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
             folder_entries=settings.folder_entries,
         )
         stack.callback(root.close)
-        http = await stack.enter_async_context(_http(settings))
+        http = await stack.enter_async_context(http_session(settings))
         upload = Upload(http, router, headers, settings)
         offload = Offload(mac, root, store, executor, upload)
         await stack.enter_async_context(offload)
@@ -274,36 +271,3 @@ def _why(error: BaseException) -> str:
     if isinstance(cause, TimeoutError):
         return "no answer within the deadline"
     return getattr(cause, "strerror", None) or type(error).__name__
-
-
-def _bearer(settings: ConnectorSettings) -> dict[str, str]:
-    token = settings.token.reveal()
-    try:
-        token.encode()
-    except UnicodeEncodeError:
-        token = "\0"
-    if not token.isprintable() or " " in token:
-        raise BadSetting("the token holds characters that a header cannot carry")
-    return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-@asynccontextmanager
-async def _http(settings: ConnectorSettings) -> AsyncIterator[ClientSession]:
-    """Yield a session for sockets and uploads, whose connections notice a dead peer."""
-
-    def dial(info: Any) -> socket.socket:
-        family, kind, proto, _, _ = info
-        sock = socket.socket(family, kind, proto)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # What a closed connection still has to send is dropped by then, too.
-            dead = int(settings.stall_seconds * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, dead)
-        return sock
-
-    async with ClientSession(
-        connector=aiohttp.TCPConnector(limit=settings.pool, socket_factory=dial),
-        timeout=ClientTimeout(total=None, sock_connect=settings.connect_seconds),
-        cookie_jar=DummyCookieJar(),
-        headers={"User-Agent": f"tunnelsync/{__version__}"},
-    ) as session:
-        yield session

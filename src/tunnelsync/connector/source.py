@@ -1,4 +1,4 @@
-"""A dataset opened inside the jail: descriptor, etag, reads, the last stat; and folders listed.
+"""A dataset opened inside the jail: descriptor, etag, reads, and the last stat.
 
 All file work runs on one executor that is given, so that the loop never waits for a disk, and a
 slow disk never holds up DNS.
@@ -8,61 +8,31 @@ import asyncio
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
-from typing import Literal, Self
+from typing import Self
 
 from aiofiles.os import wrap as on_executor
 
 from tunnelsync.connector.jail import (
     READ_FLAGS,
     Jail,
-    is_special,
     jail_here,
     refusal,
     refuse_special,
 )
+from tunnelsync.connector.listing import Folders, Listing, etag_of
 from tunnelsync.errors import (
     BadRequest,
     BadSetting,
     DatasetChanged,
     NotADataset,
-    NotFound,
     ReadFailed,
-    Refused,
-    TooLarge,
 )
 from tunnelsync.frames import digest
 from tunnelsync.protocol import check_name, printable
-
-
-def _etag(found: os.stat_result) -> str:
-    return f"{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One name in a folder; size in bytes, etag and modified_ns are for datasets only."""
-
-    name: str
-    kind: Literal["dataset", "folder"]
-    size: int | None = None
-    etag: str | None = None
-    modified_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A page of a folder; ``next`` is the ``after`` of the page that follows, if any does.
-
-    ``unlisted`` counts the names of the whole folder that cannot be served.
-    """
-
-    entries: tuple[Entry, ...]
-    next: str | None
-    unlisted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +58,7 @@ class Source:
             found.st_mtime_ns,
             found.st_ctime_ns,
         )
-        self.etag = _etag(found)
+        self.etag = etag_of(found)
         self._file = file
         self._executor = executor
         self._reading = threading.Lock()  # close waits for a read whose caller was cancelled
@@ -148,7 +118,7 @@ class Source:
             now = os.fstat(self._file.fileno())
         except OSError as exc:
             raise ReadFailed(f"{printable(self.name)} has no stat: {exc.strerror}") from exc
-        if _etag(now) == self.etag:
+        if etag_of(now) == self.etag:
             return
         if now.st_size != self.size:
             verb = "shrank" if now.st_size < self.size else "grew"
@@ -257,73 +227,17 @@ class Root:
         if limit < 1:
             raise BadRequest("the limit of a listing must be at least 1")
         limit = min(limit, self._list_entries)
-        page: Listing = await on_executor(self._list)(folder, after, limit, executor=self._executor)
+        folders = Folders(self._open, self._folder_entries)
+        page: Listing = await on_executor(folders.page)(
+            folder, after, limit, executor=self._executor
+        )
         return page
-
-    def _list(self, folder: str, after: str, limit: int) -> Listing:
-        fd, found = self._open(folder or ".")
-        try:
-            if not stat.S_ISDIR(found.st_mode):
-                raise NotADataset(f"{printable(folder)} is a dataset, not a folder")
-            names, unlisted = self._names(fd, folder)
-            wanted = sorted(name for name in names if name > after)
-            looked = [self._look(fd, folder, name) for name in wanted[:limit]]
-        except OSError as exc:
-            raise ReadFailed(f"folder {printable(folder)}: {exc.strerror}") from exc
-        finally:
-            os.close(fd)
-        entries = tuple(entry for entry in looked if entry is not None)
-        following = wanted[limit - 1] if len(wanted) > limit else None
-        return Listing(entries, following, unlisted + looked.count(None))
-
-    def _names(self, fd: int, folder: str) -> tuple[Sequence[str], int]:
-        """Return the names in a folder that can be served, and how many cannot."""
-        names, unlisted = [], 0
-        with os.scandir(fd) as found:
-            for count, one in enumerate(found, 1):
-                if count > self._folder_entries:
-                    raise _crowded(folder, self._folder_entries)
-                try:
-                    name = os.fsencode(one.name).decode()
-                except UnicodeDecodeError:
-                    unlisted += 1
-                    continue
-                plain = one.is_file(follow_symlinks=False)
-                if plain or self._look(fd, folder, name) is not None:
-                    names.append(name)
-                else:
-                    unlisted += 1
-        return names, unlisted
-
-    def _look(self, fd: int, folder: str, name: str) -> Entry | None:
-        """Return the entry of a name in an open folder, or None if it cannot be served."""
-        try:
-            found = os.stat(name.encode(), dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISLNK(found.st_mode):
-                target, found = self._open(f"{folder}/{name}" if folder else name)
-                os.close(target)
-        except (OSError, NotFound, Refused, ReadFailed):
-            return None
-        if is_special(found):
-            return None
-        if stat.S_ISDIR(found.st_mode):
-            return Entry(name, "folder")
-        return Entry(name, "dataset", found.st_size, _etag(found), found.st_mtime_ns)
 
     def close(self) -> None:
         """Close the root's descriptor; call it when nothing is being opened any more."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-def _crowded(folder: str, limit: int) -> TooLarge:
-    where = f"folder {printable(folder)}" if folder else "the root"
-    return TooLarge(
-        f"{where} has more than {limit} entries, which is the most that a listing sorts",
-        hint="Name its datasets directly, spread them over folders, or raise the connector's "
-        "setting folder_entries.",
-    )
 
 
 def _close_unwanted(job: Future[Source]) -> None:

@@ -126,9 +126,9 @@ class _Sending:
             "Content-Type": "application/octet-stream",
             H_INIT: wire.dumps(init).decode(),
         }
-        self._closing = body.closing(self._id)
-        if self._closing is not None:
-            self._headers[H_COMPLETE] = wire.dumps(self._closing).decode()
+        self._closed = False
+        if (closing := body.closing(self._id)) is not None:
+            self._headers[H_COMPLETE] = wire.dumps(closing).decode()
 
     async def run(self) -> None:
         flow = asyncio.create_task(self._flow())
@@ -148,7 +148,7 @@ class _Sending:
         """Send the body and the closing word, or say why not."""
         try:
             await self._send_all()
-            if self._closing is None and not self._broken.done():
+            if not self._closed and not self._broken.done():
                 closing = self._body.closing(self._id)
                 assert closing is not None
                 await self._upload.complete(closing)
@@ -163,8 +163,11 @@ class _Sending:
         limit = self._body.length
         while not self._broken.done():
             try:
-                await self._send_chunk(at, min(self._body.length, at + limit))
-                at, tries = min(self._body.length, at + limit), 0
+                end = min(self._body.length, at + limit)
+                await self._send_chunk(at, end)
+                if end == self._body.length:
+                    return
+                at, tries = end, 0
             except (RouterUnreachable, Stalled, WrongOffset, TooLarge) as exc:
                 if isinstance(exc, TooLarge):
                     limit = next((one for one in limits if one < self._body.length - at), 0)
@@ -173,8 +176,8 @@ class _Sending:
                 if self._broken.done():
                     return
                 at, tries = await self._go_on(exc, at, tries)
-            if at >= self._body.length:
-                return
+                if at == self._body.length > 0:
+                    return
 
     async def _go_on(self, error: TunnelSyncError, at: int, tries: int) -> tuple[int, int]:
         """Ask where to go on after a broken chunk request; return that, and the tries in vain."""
@@ -199,6 +202,7 @@ class _Sending:
         answer = await self._upload.chunk(self._id, start, body, self._headers)
         if answer.status >= 300:
             raise _refusal(answer)
+        self._closed = H_COMPLETE in self._headers
 
     async def _pieces(self, start: int, end: int) -> AsyncGenerator[Buffer, None]:
         """Yield the body; when reading fails, say so and leave the chunk request open."""

@@ -52,9 +52,11 @@ class Access:
         """
         if self._grants is None:
             host = request.url.host or ""
-            if "Origin" in request.headers or not is_loopback(host):
+            page = "Origin" in request.headers
+            if page or not is_loopback(host):
+                whom = "web pages" if page else f"calls of it as {host[:256]!r}"
                 raise Forbidden(
-                    f"without a tokens file the router answers this machine alone, not {host!r}",
+                    f"without a tokens file the router answers this machine alone, and no {whom}",
                     hint="Start the router with --tokens to serve other names and web pages.",
                 )
             return None

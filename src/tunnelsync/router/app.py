@@ -8,10 +8,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger as server_log
 
+from tunnelsync import protocol
 from tunnelsync.errors import BadRequest, BadSetting, Internal, NotFound, TooLarge, TunnelSyncError
 from tunnelsync.router import auto, buffer, catalog, channel, offload, results, status, stream
 from tunnelsync.router.access import ACCESS, Access, require_client
+from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import error_answer
 from tunnelsync.router.context import ROUTER, Budget, Router
 from tunnelsync.router.relay import STARTED
@@ -25,6 +29,8 @@ log = logging.getLogger("tunnelsync.router")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 LINE_BYTES = 16 * 1024
 """A request line with a name of 4096 bytes, each of them escaped, and a query."""
+DATASETS = "/datasets/{rest:(?!request-|result$|stream/)(?s:.*)}"
+"""All that is no other address: what it is, is judged on the raw path."""
 LINGER_SECONDS = 2.0
 """After an early refusal, so long the rest of a request's body is read and thrown away."""
 
@@ -61,14 +67,30 @@ def routes() -> list[web.AbstractRouteDef]:
         web.post("/datasets/stream/chunk", stream.chunk),
         web.post("/datasets/stream/complete", stream.complete),
         web.get("/datasets/stream/offset", stream.offset, allow_head=False),
-        web.get("/datasets/{rest:(?s:.*)}", work(catalog.get), allow_head=False),
-        web.head("/datasets/{rest:(?s:.*)}", work(catalog.head)),
+        web.get(DATASETS, work(catalog.get), allow_head=False),
+        web.head(DATASETS, work(catalog.head)),
     ]
 
 
 @web.middleware
-async def errors_as_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn what a handler raises into an answer, unless one was begun."""
+async def answers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into an answer, and name the transfer in each answer."""
+    answer = await _answered(request, handler)
+    if answer.prepared:
+        return answer
+    if (transfer := request.get(TRANSFER)) is not None:
+        answer.headers[protocol.H_REQUEST_ID] = transfer.request_id
+        if transfer.mode != "list":
+            mode = transfer.mode_used or transfer.mode
+            answer.headers[protocol.H_MODE] = protocol.Mode.STREAM if mode == "stat" else mode
+    if answer.status == 503 and "Retry-After" not in answer.headers:
+        answer.headers["Retry-After"] = str(request.app[ROUTER].settings.retry_after_seconds)
+    return answer
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Return the answer to a request, unless one was begun that cannot be ended cleanly."""
+    refused = partial(error_answer, head=request.method == "HEAD")
     try:
         return await handler(request)
     except (TunnelSyncError, ConnectionError) as error:
@@ -77,23 +99,33 @@ async def errors_as_answers(request: web.Request, handler: Handler) -> web.Strea
             return begun
         if isinstance(error, ConnectionError):
             raise
-        return error_answer(error, head=request.method == "HEAD")
+        return refused(error)
     except web.HTTPRequestEntityTooLarge as error:
-        return error_answer(TooLarge(error.text or "the request is too large"))
+        return refused(TooLarge(error.text or "the request is too large"))
     except web.HTTPMethodNotAllowed as error:
-        answer = error_answer(BadRequest(f"{request.method} is not for this address"))
+        answer = refused(BadRequest(f"{request.method} is not for this address"))
         answer.set_status(405)
         answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return answer
     except web.HTTPNotFound:
-        return error_answer(NotFound("there is nothing at this address of the router"))
+        return refused(NotFound("there is nothing at this address of the router"))
     except web.HTTPException:
         raise
     except Exception:
         log.exception("a defect while answering %s", request.method)
         if STARTED in request:
             raise
-        return error_answer(Internal("the router failed; its log has the details"))
+        return refused(Internal("the router failed; its log has the details"))
+
+
+def _without_its_text(record: logging.LogRecord) -> bool:
+    """Log what is not HTTP in one line: the parser's own message holds a header, or a token."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.msg = f"{record.msg}: {type(error).__name__}"
+        record.exc_info = record.exc_text = None
+        record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+    return True
 
 
 async def run(settings: RouterSettings, store: StoreSettings) -> bool:
@@ -102,6 +134,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     Raises `BadSetting` for an address it cannot listen on, or settings that do not fit.
     """
     access = Access(settings)
+    server_log.addFilter(_without_its_text)
     switchboard = Switchboard(settings, Transfers(settings))
     router = Router(
         settings,
@@ -109,7 +142,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         switchboard,
         Budget(settings.buffers_bytes),
     )
-    app = web.Application(middlewares=[errors_as_answers], client_max_size=settings.message_bytes)
+    app = web.Application(middlewares=[answers], client_max_size=settings.message_bytes)
     app[ACCESS], app[ROUTER] = access, router
     app.add_routes(routes())
     runner = web.AppRunner(

@@ -1,5 +1,7 @@
 """What a client asks for, out of its request: a body of JSON, or a path and headers."""
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -7,9 +9,10 @@ from aiohttp import web
 
 from tunnelsync.errors import BadName, BadRequest
 from tunnelsync.identity import Mac, mac_address
-from tunnelsync.protocol import Coding, Conditions, DatasetRequest, check_name
+from tunnelsync.protocol import Coding, Command, Conditions, DatasetRequest, check_name
 from tunnelsync.router.bodies import read_message
 from tunnelsync.router.context import ROUTER
+from tunnelsync.router.transfer import Transfer
 
 CONDITION_HEADERS = {
     "range": "Range",
@@ -20,7 +23,9 @@ CONDITION_HEADERS = {
     "if_unmodified_since": "If-Unmodified-Since",
 }
 CONDITIONS_BYTES = 8192
-"""All condition headers together: they travel in one message to the connector."""
+"""All conditions together: they travel in one message to the connector, which bounds those."""
+TRANSFER = "tunnelsync-transfer"
+"""Where a request keeps the transfer that it began: its answer names it, whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ async def asked_in(request: web.Request) -> Asked:
     """Read the body of ``POST /datasets/request-...``; raises what its parts raise."""
     said = await read_message(request, DatasetRequest, request.app[ROUTER].settings)
     mac, dataset = mac_address(said.mac), check_name(said.dataset)
-    match = None if said.if_match is None else f'"{said.if_match}"'
+    accept = tuple(dict.fromkeys(said.accept))
+    match = None if said.if_match is None else _quoted(said.if_match)
     if said.coding == Coding.BLOCKS:
         return Asked(
             mac,
@@ -48,13 +54,28 @@ async def asked_in(request: web.Request) -> Asked:
             said.coding,
             said.offset,
             said.length,
-            said.accept,
+            accept,
             Conditions(if_match=match),
         )
     part = _range_of(said.offset, said.length)
-    return Asked(
-        mac, dataset, accept=said.accept, conditions=Conditions(range=part, if_match=match)
-    )
+    return Asked(mac, dataset, accept=accept, conditions=Conditions(range=part, if_match=match))
+
+
+@asynccontextmanager
+async def asking(
+    request: web.Request, mac: Mac, name: str, mode: str, command: Callable[[str], Command]
+) -> AsyncIterator[Transfer]:
+    """Send a connector a command on behalf of a request; see `Switchboard.ask`."""
+    async with request.app[ROUTER].switchboard.ask(mac, name, mode, command) as transfer:
+        request[TRANSFER] = transfer
+        yield transfer
+
+
+def _quoted(etag: str) -> str:
+    """Return an etag as ``If-Match`` has it."""
+    if len(etag) > CONDITIONS_BYTES or not etag.isascii() or not etag.isprintable() or '"' in etag:
+        raise BadRequest("if_match is an etag as it was given, printable ASCII, without its quotes")
+    return f'"{etag}"'
 
 
 def _range_of(offset: int, length: int | None) -> str | None:
@@ -73,6 +94,8 @@ def path_of(request: web.Request) -> tuple[Mac, str]:
     or `BadName` for what is no UTF-8 or no name.
     """
     raw = request.raw_path.partition("?")[0]
+    if not raw.startswith("/"):  # a proxy is asked for the whole address (RFC 9112, 3.2.2)
+        raw = "/" + raw.partition("://")[2].partition("/")[2]
     _, found, rest = raw.partition("/datasets/")
     mac, slash, name = rest.partition("/")
     if not found or not slash:

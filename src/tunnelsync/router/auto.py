@@ -6,7 +6,7 @@ from tunnelsync import protocol
 from tunnelsync.errors import BadRequest
 from tunnelsync.protocol import Mode
 from tunnelsync.router import offload, stream
-from tunnelsync.router.asking import asked_in
+from tunnelsync.router.asking import asked_in, asking
 from tunnelsync.router.context import ROUTER
 
 
@@ -32,7 +32,7 @@ async def request_auto(request: web.Request) -> web.StreamResponse:
             conditions=asked.conditions,
         )
 
-    async with router.switchboard.ask(asked.mac, asked.dataset, Mode.AUTO, command) as transfer:
+    async with asking(request, asked.mac, asked.dataset, Mode.AUTO, command) as transfer:
         reply = await transfer.reply()
         if isinstance(reply, protocol.Init):
             transfer.mode_used = Mode.STREAM

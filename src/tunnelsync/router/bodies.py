@@ -12,6 +12,8 @@ from tunnelsync.errors import BadRequest, BrokenOff, Stalled, TooLarge, TunnelSy
 from tunnelsync.settings import RouterSettings
 
 Message = TypeVar("Message")
+HEADER_CHARACTERS = 500
+"""Of an error's message in a header: up to 12 bytes each, where readers take 8 KiB of a field."""
 LIMIT_HINT = "Send a smaller body; docs/settings.md lists the router's limits."
 
 
@@ -74,7 +76,9 @@ def error_answer(error: TunnelSyncError, *, head: bool = False, **extra: object)
     """Return the answer that tells of an error; for HEAD it is in a header, in ASCII."""
     response = json_answer(protocol.error_answer(error) | extra, error.status)
     if head:
-        response.headers[protocol.H_ERROR] = json.dumps(error.to_wire())
+        problem = error.to_wire()
+        problem["message"] = problem["message"][:HEADER_CHARACTERS]
+        response.headers[protocol.H_ERROR] = json.dumps(problem)
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
     if error.status == 401:

@@ -5,7 +5,7 @@ from aiohttp import web
 from tunnelsync import protocol
 from tunnelsync.errors import ProtocolError
 from tunnelsync.protocol import Mode
-from tunnelsync.router.asking import asked_in
+from tunnelsync.router.asking import asked_in, asking
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.relay import send_whole
 from tunnelsync.router.transfer import ResultBody
@@ -19,7 +19,7 @@ async def request_sync(request: web.Request) -> web.StreamResponse:
     def command(request_id: str) -> protocol.Command:
         return protocol.GetDataset(request_id, asked.dataset, asked.conditions)
 
-    async with router.switchboard.ask(asked.mac, asked.dataset, Mode.BUFFER, command) as transfer:
+    async with asking(request, asked.mac, asked.dataset, Mode.BUFFER, command) as transfer:
         body = await transfer.reply()
         if not isinstance(body, ResultBody):
             raise ProtocolError(f"connector {asked.mac} answered mode buffer with a stream")

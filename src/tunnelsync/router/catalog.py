@@ -8,8 +8,8 @@ from aiohttp import web
 from tunnelsync import protocol, wire
 from tunnelsync.errors import BadRequest, NotADataset, ProtocolError
 from tunnelsync.identity import Mac
-from tunnelsync.protocol import Coding, Mode, check_name
-from tunnelsync.router.asking import Asked, conditions_of, path_of
+from tunnelsync.protocol import Coding, check_name
+from tunnelsync.router.asking import Asked, asking, conditions_of, path_of
 from tunnelsync.router.bodies import json_answer
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.stream import refusal, stream, streamed_headers
@@ -43,7 +43,7 @@ async def head(request: web.Request) -> web.StreamResponse:
             if_unmodified_since=conditions.if_unmodified_since,
         ),
     )
-    async with request.app[ROUTER].switchboard.ask(mac, name, "stat", command) as transfer:
+    async with asking(request, mac, name, "stat", command) as transfer:
         found = await _said(transfer, protocol.StatAnswer)
         transfer.describe(size=found.size, etag=found.etag)
         transfer.last_byte()
@@ -54,8 +54,6 @@ async def head(request: web.Request) -> web.StreamResponse:
         )
         if found.status == 200:
             response.headers["Content-Length"] = str(found.length)
-        response.headers[protocol.H_REQUEST_ID] = transfer.request_id
-        response.headers[protocol.H_MODE] = Mode.STREAM
         return response
 
 
@@ -65,12 +63,10 @@ async def _list(request: web.Request, mac: Mac, folder: str) -> web.StreamRespon
     if folder:
         check_name(folder)
     command = partial(protocol.ListDatasets, folder=folder, after=after, limit=limit)
-    async with request.app[ROUTER].switchboard.ask(mac, folder, "list", command) as transfer:
+    async with asking(request, mac, folder, "list", command) as transfer:
         page = await _said(transfer, protocol.ListAnswer)
         transfer.last_byte()
-        response = json_answer(page)
-        response.headers[protocol.H_REQUEST_ID] = transfer.request_id
-        return response
+        return json_answer(page)
 
 
 def _limit(request: web.Request) -> int:

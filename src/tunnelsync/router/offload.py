@@ -11,7 +11,7 @@ from aiohttp import web
 from tunnelsync import protocol, wire
 from tunnelsync.errors import BadRequest, ProtocolError, StoreNotConfigured, StoreUntrusted
 from tunnelsync.protocol import Mode, OffloadAnswer
-from tunnelsync.router.asking import asked_in
+from tunnelsync.router.asking import asked_in, asking
 from tunnelsync.router.context import ROUTER, Router
 from tunnelsync.router.relay import send_whole
 from tunnelsync.router.transfer import ResultBody, Transfer
@@ -28,7 +28,7 @@ async def request_offload(request: web.Request) -> web.StreamResponse:
     def command(request_id: str) -> protocol.Command:
         return protocol.GetDatasetOffload(request_id, asked.dataset, asked.conditions)
 
-    async with router.switchboard.ask(asked.mac, asked.dataset, Mode.OFFLOAD, command) as transfer:
+    async with asking(request, asked.mac, asked.dataset, Mode.OFFLOAD, command) as transfer:
         body = await transfer.reply()
         if not isinstance(body, ResultBody):
             raise ProtocolError(f"connector {asked.mac} answered mode offload with a stream")

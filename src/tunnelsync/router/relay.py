@@ -14,7 +14,7 @@ from tunnelsync import frames, protocol
 from tunnelsync.errors import Stalled, TunnelSyncError
 from tunnelsync.protocol import Coding
 from tunnelsync.router.chunks import Chunk
-from tunnelsync.router.transfer import CLIENT_TAKES, ResultBody, Transfer
+from tunnelsync.router.transfer import CLIENT_TAKES, ITS_RETURN, ResultBody, Transfer
 from tunnelsync.settings import RouterSettings
 
 LAST_WORDS_SECONDS = 5.0
@@ -85,7 +85,7 @@ async def relay(
             chunk = await chunks.next()
             deadline.expect(settings.idle_seconds, NEXT_BYTES)
             if not await _relay_chunk(transfer, chunk, response, init.length):
-                deadline.expect(settings.resume_seconds, "its return")
+                deadline.expect(settings.resume_seconds, ITS_RETURN)
         await response.write_eof()
     transfer.last_byte()
 

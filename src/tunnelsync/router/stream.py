@@ -2,6 +2,7 @@
 
 import asyncio
 from email.utils import formatdate
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -18,7 +19,7 @@ from tunnelsync.headers import content_disposition
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import Coding, Mode, printable
 from tunnelsync.router.access import connector_of
-from tunnelsync.router.asking import Asked, asked_in
+from tunnelsync.router.asking import Asked, asked_in, asking
 from tunnelsync.router.bodies import (
     error_answer,
     header_message,
@@ -32,6 +33,8 @@ from tunnelsync.router.relay import relay, start
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.transfer import State
 
+Words = TypeVar("Words", protocol.Init, protocol.Complete)
+
 # --- the client's side ------------------------------------------------------------------------
 
 
@@ -42,7 +45,6 @@ async def request_stream(request: web.Request) -> web.StreamResponse:
 
 async def stream(request: web.Request, asked: Asked) -> web.StreamResponse:
     """Ask the connector for a dataset and relay it."""
-    router = request.app[ROUTER]
 
     def command(request_id: str) -> protocol.Command:
         return protocol.GetDatasetStream(
@@ -54,7 +56,7 @@ async def stream(request: web.Request, asked: Asked) -> web.StreamResponse:
             conditions=asked.conditions,
         )
 
-    async with router.switchboard.ask(asked.mac, asked.dataset, Mode.STREAM, command) as transfer:
+    async with asking(request, asked.mac, asked.dataset, Mode.STREAM, command) as transfer:
         init = await transfer.reply()
         if not isinstance(init, protocol.Init):
             raise ProtocolError(f"connector {asked.mac} answered a stream with a result")
@@ -67,7 +69,8 @@ async def answer(
     """Send the head that an init tells of, and relay the body."""
     settings = request.app[ROUTER].settings
     if init.status in (412, 416):
-        return _refused(transfer, init)
+        transfer.last_byte()
+        return refusal(transfer.dataset, init)
     headers = streamed_headers(transfer.dataset, init, coding)
     length = 0 if init.status == 304 else init.length
     response = await start(transfer, request, status=init.status, length=length, headers=headers)
@@ -111,30 +114,20 @@ def refusal(dataset: str, version: protocol.Init | protocol.StatAnswer) -> web.R
     return response
 
 
-def _refused(transfer: Transfer, init: protocol.Init) -> web.Response:
-    response = refusal(transfer.dataset, init)
-    response.headers[protocol.H_REQUEST_ID] = transfer.request_id
-    response.headers[protocol.H_MODE] = Mode.STREAM
-    transfer.last_byte()
-    return response
-
-
 # --- the connector's side ---------------------------------------------------------------------
 
 
 async def init(request: web.Request) -> web.Response:
     """``POST /datasets/stream/init``: the client gets its status and headers."""
-    _, mac = connector_of(request)
-    said = await read_message(request, protocol.Init, request.app[ROUTER].settings)
-    _claimed(request, said.request_id, mac).on_init(said)
+    transfer, said = await _said(request, protocol.Init)
+    transfer.on_init(said)
     return json_answer({"status": "ok"})
 
 
 async def complete(request: web.Request) -> web.Response:
     """``POST /datasets/stream/complete``: the closing word, or the error that ended it."""
-    _, mac = connector_of(request)
-    said = await read_message(request, protocol.Complete, request.app[ROUTER].settings)
-    _claimed(request, said.request_id, mac).on_complete(said)
+    transfer, said = await _said(request, protocol.Complete)
+    transfer.on_complete(said)
     return json_answer({"status": "ok"})
 
 
@@ -182,6 +175,18 @@ async def chunk(request: web.Request) -> web.Response:
     if said_complete is not None:
         transfer.on_complete(said_complete)
     return json_answer({"offset": transfer.chunks.taken})
+
+
+async def _said(request: web.Request, kind: type[Words]) -> tuple[Transfer, Words]:
+    """Read a small body about a transfer; one that is named in the query is checked before."""
+    _, mac = connector_of(request)
+    named = request.query.get("request_id")
+    if named is not None:
+        _claimed(request, named, mac)
+    said = await read_message(request, kind, request.app[ROUTER].settings)
+    if named not in (None, said.request_id):
+        raise BadRequest("the body names another request than the address")
+    return _claimed(request, said.request_id, mac), said
 
 
 def _claimed(request: web.Request, request_id: str, mac: Mac | None) -> Transfer:

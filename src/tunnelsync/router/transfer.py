@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tunnelsync import protocol
 from tunnelsync.errors import (
     BadRequest,
+    BrokenOff,
     Cancelled,
     Conflict,
     ConnectorOffline,
@@ -31,6 +32,8 @@ from tunnelsync.transfer import Event, Outcome, State, move
 STREAMED = (protocol.GetDatasetStream, protocol.GetDatasetAuto)
 CLIENT_TAKES = "the client to take a byte"
 """What is expected while the client's side is the slow one."""
+ITS_RETURN = "its return"
+"""What is expected of a connector whose upload broke."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,11 @@ class Transfer:
         kind = Stalled if self.state in (State.FLOWING, State.RELAYED) else TimedOut
         waited, name = f"{self.deadline.seconds:g} s", protocol.printable(self.dataset)
         expected = self.deadline.expected
+        if expected == ITS_RETURN:
+            return BrokenOff(
+                f"the data connection of connector {self.mac} broke at byte {self.chunks.taken} "
+                f"of dataset {name}, and it did not return within {waited}"
+            )
         if expected == CLIENT_TAKES:
             return kind(f"waited {waited} for {CLIENT_TAKES} of dataset {name}")
         return kind(f"waited {waited} for connector {self.mac}: {expected} (dataset {name})")

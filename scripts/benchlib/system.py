@@ -1,0 +1,140 @@
+"""The system under test: a router, a connector and a client, each a process of its own."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchlib.processes import (
+    BenchFailed,
+    Process,
+    clean_environ,
+    end,
+    forget_peak,
+    metered,
+    peak_bytes,
+)
+from benchlib.runs import Sample
+
+MAC = "02-00-00-00-00-01"
+COMMAND = (sys.executable, "-m", "tunnelsync")
+WORKER = Path(__file__).parent / "worker.py"
+REQUEST_SECONDS = 300.0
+ROLES = ("router", "connector", "client")
+
+
+@dataclass(frozen=True)
+class System:
+    """A running router, connector and client, and the folder of the datasets."""
+
+    url: str
+    root: Path
+    mode: str
+    sync: bool
+    worker: "subprocess.Popen[bytes]"
+    pids: Mapping[str, int]
+
+    def fetch(self, dataset: str, path: Path) -> Sample:
+        """Fetch a dataset into a file through the open client, and say what it took."""
+        cpu: dict[str, float] = {}
+        with metered(self.pids, cpu):
+            answer = self._ask(dataset, path, 1)
+        return Sample(answer["seconds"][0], answer["first_byte_seconds"][0], cpu)
+
+    def latencies(self, dataset: str, path: Path, times: int) -> list[float]:
+        """Fetch a dataset so many times, one after the other, and return the seconds of each."""
+        return [float(one) for one in self._ask(dataset, path, times)["seconds"]]
+
+    def _ask(self, dataset: str, path: Path, times: int) -> dict[str, Any]:
+        wanted = {
+            "mac": MAC,
+            "dataset": dataset,
+            "path": str(path),
+            "mode": self.mode,
+            "sync": self.sync,
+            "times": times,
+        }
+        assert self.worker.stdin is not None
+        assert self.worker.stdout is not None
+        self.worker.stdin.write(json.dumps(wanted).encode() + b"\n")
+        self.worker.stdin.flush()
+        line = self.worker.stdout.readline()
+        if not line:
+            raise BenchFailed(f"the client ended with {self.worker.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchFailed(f"mode {self.mode}, {dataset}: {answer['error']}")
+        return answer
+
+    def request_offload(self, dataset: str) -> tuple[Sample, str]:
+        """Ask for a dataset in mode offload; return what the answer took, and its address."""
+        body = json.dumps({"mac": MAC, "dataset": dataset}).encode()
+        request = urllib.request.Request(
+            f"{self.url}/datasets/request-offload",
+            data=body,
+            headers={"Content-Type": "application/json"},
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        cpu: dict[str, float] = {}
+        began = time.perf_counter()
+        with metered(self.pids, cpu), opener.open(request, timeout=REQUEST_SECONDS) as response:
+            answer = json.load(response)
+            seconds = time.perf_counter() - began
+        if answer["reused"]:
+            raise BenchFailed(f"the store had {dataset} already: nothing was uploaded")
+        return Sample(seconds, None, cpu), answer["download_url"]
+
+    def command_seconds(self, dataset: str, path: Path) -> float:
+        """Return what one ``tunnelsync fetch`` takes, from its start to its end."""
+        path.unlink(missing_ok=True)
+        command = [*COMMAND, "fetch", "--quiet", "--router", self.url, "--mode", self.mode]
+        command += ["--output", str(path), MAC, dataset]
+        began = time.perf_counter()
+        subprocess.run(command, env=clean_environ(), check=True, timeout=REQUEST_SECONDS)
+        return time.perf_counter() - began
+
+    def forget_peaks(self) -> bool:
+        """Begin to watch memory anew; False where the kernel does not let us."""
+        return all([forget_peak(self.pids[role]) for role in ROLES])
+
+    def peaks(self) -> dict[str, int]:
+        """Return the most memory of each role, in bytes, since `forget_peaks`."""
+        return {role: peak_bytes(self.pids[role]) for role in ROLES}
+
+
+@contextmanager
+def running(
+    mode: str, root: Path, logs: Path, *, sync: bool, store: Mapping[str, str], store_pid: int = 0
+) -> Iterator[System]:
+    """Start the three roles afresh for one mode, and end them."""
+    with ExitStack() as stack:
+        command = (*COMMAND, "router", "--host", "127.0.0.1", "--port", "0")
+        router = stack.enter_context(Process("router", command, logs, store))
+        url = router.wait_for_line(r"listening on (http://\S+:\d+)")[1]
+        command = (*COMMAND, "connector", "--router", url, "--mac", MAC, "--root", str(root))
+        connector = stack.enter_context(Process("connector", command, logs, store))
+        connector.wait_for_line("connected to")
+        worker = subprocess.Popen(
+            [sys.executable, str(WORKER), url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=clean_environ(),
+        )
+        stack.callback(_close, worker)
+        pids = {"router": router.pid, "connector": connector.pid, "client": worker.pid}
+        if store_pid:
+            pids["store"] = store_pid
+        yield System(url, root, mode, sync, worker, pids)
+
+
+def _close(worker: "subprocess.Popen[bytes]") -> None:
+    for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
+        pipe.close()
+    end(worker)

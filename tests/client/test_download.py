@@ -1,0 +1,137 @@
+"""What a download leaves when it is cut off, crowded out, or out of space."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from played_router import MAC, content, framed, played, stream_headers, streamed
+from tunnelsync.client import TunnelSync
+from tunnelsync.errors import TargetBusy, TargetExists, WriteFailed
+from tunnelsync.frames import BLOCK_BYTES
+
+DATA = content(3 * BLOCK_BYTES)
+
+
+async def sending(request: web.Request) -> web.StreamResponse:
+    return streamed(DATA)
+
+
+class Waiting:
+    """A router that holds the second block back until it is told."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        whole = framed(DATA)
+        answer = web.StreamResponse(headers=stream_headers(len(DATA)))
+        await answer.prepare(request)
+        await answer.write(whole[: BLOCK_BYTES + 36])
+        await self.go.wait()
+        await answer.write(whole[BLOCK_BYTES + 36 :])
+        return answer
+
+
+class Begun:
+    """Notes what a progress callback is told; ``first`` is set by the first block."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.told: list[tuple[int, int | None]] = []
+
+    def __call__(self, done: int, size: int | None) -> None:
+        self.told.append((done, size))
+        self.first.set()
+
+
+async def test_progress_tells_each_block_that_is_written(tmp_path: Path) -> None:
+    begun = Begun()
+    async with played(sending) as url, TunnelSync(url) as ts:
+        await ts.fetch(MAC, "d", tmp_path, progress=begun)
+    assert begun.told == [(i * BLOCK_BYTES, len(DATA)) for i in (1, 2, 3)]
+
+
+async def test_nothing_is_asked_for_a_target_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "d").write_bytes(b"old")
+    async with TunnelSync("http://127.0.0.1:1") as ts:
+        with pytest.raises(TargetExists):
+            await ts.fetch(MAC, "d", tmp_path)
+    assert (tmp_path / "d").read_bytes() == b"old"
+
+
+async def test_a_cancelled_download_leaves_nothing(tmp_path: Path) -> None:
+    begun = Begun()
+    async with played(Waiting()) as url, TunnelSync(url) as ts:
+        task = asyncio.create_task(ts.fetch(MAC, "d", tmp_path, progress=begun))
+        async with asyncio.timeout(10):
+            while not list(tmp_path.iterdir()):
+                await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_of_two_at_once_one_wins_whole_and_the_other_says_why(tmp_path: Path) -> None:
+    router = Waiting()
+    async with played(router) as url, TunnelSync(url) as one, TunnelSync(url) as two:
+        first = asyncio.create_task(one.fetch(MAC, "d", tmp_path))
+        async with asyncio.timeout(10):
+            while not list(tmp_path.iterdir()):
+                await asyncio.sleep(0)
+        with pytest.raises(TargetBusy, match="another process"):
+            await two.fetch(MAC, "d", tmp_path)
+        router.go.set()
+        await first
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["d"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 6 MiB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+async def test_a_full_disk_is_a_clear_error_and_the_old_file_stays(small_disk: Path) -> None:
+    (small_disk / "d").write_bytes(b"old")
+    async with played(sending) as url, TunnelSync(url) as ts:
+        with pytest.raises(WriteFailed, match="the disk is full"):
+            await ts.fetch(MAC, "d", small_disk, force=True)
+    assert os.listdir(small_disk) == ["d"]
+    assert (small_disk / "d").read_bytes() == b"old"
+
+
+async def test_a_name_never_leads_out_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    async with played(sending) as url, TunnelSync(url) as ts:
+        for name in ("etc/passwd", "a/b/..c", "x\\..\\y", "~root", "-"):
+            done = await ts.fetch(MAC, name)
+            assert done.path is not None
+            assert done.path.parent == tmp_path / "here"
+    assert os.listdir(tmp_path) == ["here"]
+
+
+async def test_a_plain_part_file_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "d.part").write_bytes(b"mine")
+    async with played(sending) as url, TunnelSync(url) as ts:
+        await ts.fetch(MAC, "d", tmp_path)
+    assert (tmp_path / "d.part").read_bytes() == b"mine"
+
+
+async def test_the_longest_name_there_is_can_be_fetched(tmp_path: Path) -> None:
+    async with played(sending) as url, TunnelSync(url) as ts:
+        await ts.fetch(MAC, "n" * 255, tmp_path)
+    assert os.listdir(tmp_path) == ["n" * 255]

@@ -1,0 +1,214 @@
+"""The socket to the router and its return, against a played router on real sockets."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from played_connector_router import (
+    MAC,
+    PlayedRouter,
+    Stream,
+    connected,
+    served,
+    settings_for,
+)
+from tunnelsync import __version__, protocol
+from tunnelsync.connector import session
+from tunnelsync.errors import BadMac, BadSetting, PlaintextRefused
+from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream
+from tunnelsync.settings import ConnectorSettings, Secret, StoreSettings
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_bytes(b"0123456789")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+async def router() -> AsyncIterator[PlayedRouter]:
+    async with served(PlayedRouter()) as played:
+        yield played
+
+
+def stream(request_id: str) -> GetDatasetStream:
+    return GetDatasetStream(request_id, "a", Coding.RAW)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    shown = logging.INFO
+    return [one.getMessage() for one in caplog.records if one.levelno >= shown]
+
+
+async def test_hello_welcome_command_and_ack(
+    router: PlayedRouter, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(router, folder, mac="CC:28:AA:00:11:22", token=Secret("canary"))
+    async with connected(settings):
+        ws = await router.socket()
+        assert ws.ws_protocol == protocol.SUBPROTOCOL
+        await ws.send_str(protocol.encode(stream("r1")))
+        assert await router.heard_next(Ack, Fault) == Ack("r1")
+        assert (await router.stream("r1")).body == b"0123456789"
+        hello = router.hellos[0]
+        assert (hello.mac, hello.version, hello.protocol) == (MAC, __version__, 1)
+        assert hello.capabilities == ("buffer", "stream", "auto")
+        assert len(hello.instance) == 32
+    assert router.headers[0][protocol.H_CONNECTOR] == MAC
+    assert router.headers[0]["Authorization"] == "Bearer canary"
+    assert router.headers[0]["User-Agent"] == f"tunnelsync/{__version__}"
+    assert lines(caplog) == [f"connected to {router.url}/ as {MAC}"]
+    assert ws.close_code == 1000
+    assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("garbage", "request_id"),
+    [
+        ("[" * 30_000, None),
+        ("not json", None),
+        ("[]", None),
+        ('{"command": NaN}', None),
+        ('{"command": "format_disk", "request_id": "r9"}', "r9"),
+        ('{"command": "get_dataset", "request_id": "r9"}', "r9"),
+        ('{"command": "get_dataset", "request_id": 7, "dataset_name": "a"}', None),
+        ('{"command": "stat_dataset", "request_id": "a\\nb", "dataset_name": "a"}', None),
+        ('{"command": "list_datasets", "request_id": "r9", "limit": 99999999999999999999}', "r9"),
+        ('{"type": "hello"}', None),
+        (b"bytes", None),
+    ],
+    ids=range(11),
+)  # fmt: skip
+async def test_M1_garbage_is_answered_and_the_socket_goes_on(
+    router: PlayedRouter, folder: Path, garbage: str | bytes, request_id: str | None
+) -> None:
+    async with connected(settings_for(router, folder)):
+        ws = await router.socket()
+        await (ws.send_str(garbage) if isinstance(garbage, str) else ws.send_bytes(garbage))
+        fault = await router.heard_next(Fault, Ack)
+        assert isinstance(fault, Fault)
+        assert (fault.code, fault.request_id) == ("bad_request", request_id)
+        await ws.send_str(protocol.encode(stream("r1")))
+        await router.stream("r1")
+    assert len(router.hellos) == 1
+
+
+async def test_L8_jobs_survive_a_lost_socket_and_are_not_worked_twice(
+    router: PlayedRouter, folder: Path
+) -> None:
+    came, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.Request, stream: Stream) -> None:
+        came.set()
+        await go_on.wait()
+
+    router.faults = [hold]
+    async with connected(settings_for(router, folder)):
+        first = await router.socket()
+        await first.send_str(protocol.encode(stream("r1")))
+        await came.wait()
+        await first.close(code=protocol.CLOSE_RESTART)
+        second = await router.socket()
+        await second.send_str(protocol.encode(stream("r1")))
+        await second.send_str(protocol.encode(stream("r2")))
+        await router.stream("r2")
+        go_on.set()
+        assert (await router.stream("r1")).body == b"0123456789"
+    assert router.streams["r1"].chunks == [0]
+    assert router.hellos[0].instance == router.hellos[1].instance
+
+
+async def test_a_router_that_is_away_is_told_of_once_and_on_its_return(
+    folder: Path, unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = PlayedRouter()
+    settings = settings_for(router, folder, router=f"http://127.0.0.1:{unused_tcp_port}")
+    async with connected(settings):
+        for _ in range(2):
+            async with served(router, unused_tcp_port):
+                await router.socket()
+    told = [line for line in lines(caplog) if "aborted" not in line]
+    assert [line for line in told if "connected to" in line] == [
+        f"connected to {router.url}/ as {MAC}"
+    ] * 2
+    assert 2 <= len([line for line in told if "is away" in line]) <= 3
+    assert len(told) <= 5
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_L5_a_refused_token_is_told_once_and_not_hammered_with(
+    router: PlayedRouter, folder: Path, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    router.refuse_status = status
+    settings = settings_for(router, folder, backoff_refused_seconds=0.2)
+    async with connected(settings):
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with asyncio.timeout(10):
+            while router.handshakes < 3:
+                await asyncio.sleep(0.01)
+        assert loop.time() - began >= 2 * 0.2
+    assert len(lines(caplog)) == 1
+    assert "token" in lines(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    "code", [protocol.CLOSE_REVOKED, protocol.CLOSE_REPLACED, protocol.CLOSE_CLASH]
+)
+async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
+    router: PlayedRouter, folder: Path, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    async with connected(settings_for(router, folder, backoff_refused_seconds=0.3)):
+        ws = await router.socket()
+        loop = asyncio.get_running_loop()
+        await ws.close(code=code)
+        began = loop.time()
+        await router.socket()
+        assert loop.time() - began >= 0.3
+    assert len([line for line in lines(caplog) if "refuses this connector" in line]) == 1
+
+
+async def test_a_silent_router_is_left_and_tried_again(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, first = router.on_socket, asyncio.Event()
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        if first.is_set():
+            return await plain(request)
+        first.set()
+        ws = web.WebSocketResponse(protocols=(protocol.SUBPROTOCOL,))
+        await ws.prepare(request)
+        await ws.receive()
+        await ws.receive()
+        return ws
+
+    monkeypatch.setattr(router, "on_socket", silent)
+    async with served(router), connected(settings_for(router, folder, answer_seconds=0.2)):
+        await router.socket()
+
+
+async def test_settings_that_cannot_work_are_told_at_once(tmp_path: Path) -> None:
+    bad: list[tuple[type[Exception], dict[str, object]]] = [
+        (BadSetting, {"router": "ftp://x"}),
+        (PlaintextRefused, {"router": "http://192.0.2.1"}),
+        (BadMac, {"mac": "nobody"}),
+        (BadSetting, {"root": str(tmp_path / "absent")}),
+        (BadSetting, {"token": Secret("a b")}),
+        (BadSetting, {"mac": ""}),
+    ]
+    for error, change in bad:
+        values: dict[str, object] = {"mac": MAC, "root": str(tmp_path)} | change
+        with pytest.raises(error):
+            await session.run(ConnectorSettings(**values), StoreSettings())  # type: ignore[arg-type]
+
+
+async def test_loopback_is_no_default_for_the_mac(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="lo reaches the router") as caught:
+        await session.run(ConnectorSettings(root=str(tmp_path)), StoreSettings())
+    assert "--mac" in caught.value.hint

@@ -1,0 +1,248 @@
+"""Commands worked once, in line, and answered whatever happens: against a played router."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from played_connector_router import (
+    PlayedRouter,
+    Stream,
+    connected,
+    served,
+    settings_for,
+)
+from tunnelsync import protocol
+from tunnelsync.protocol import (
+    Ack,
+    Cancel,
+    Coding,
+    Conditions,
+    GetDatasetAuto,
+    GetDatasetOffload,
+    GetDatasetStream,
+    ListDatasets,
+    Progress,
+    StatDataset,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_bytes(b"0123456789")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+async def router() -> AsyncIterator[PlayedRouter]:
+    async with served(PlayedRouter()) as played:
+        yield played
+
+
+def stream(request_id: str, name: str = "a") -> GetDatasetStream:
+    return GetDatasetStream(request_id, name, Coding.RAW)
+
+
+class Gate:
+    """A fault that holds each chunk request until the test lets go, and tells which came."""
+
+    def __init__(self, router: PlayedRouter) -> None:
+        self.came: asyncio.Queue[str] = asyncio.Queue()
+        self.go = asyncio.Semaphore(0)
+        self._router = router
+        router.faults = [self]
+
+    async def __call__(self, request: web.Request, stream: Stream) -> None:
+        self._router.faults.append(self)
+        self.came.put_nowait(request.query["request_id"])
+        await self.go.acquire()
+
+
+async def test_a_command_sent_twice_is_acked_twice_and_worked_once(
+    router: PlayedRouter, folder: Path
+) -> None:
+    async with connected(settings_for(router, folder)):
+        ws = await router.socket()
+        for _ in range(2):
+            await ws.send_str(protocol.encode(stream("r1")))
+        await ws.send_str(protocol.encode(stream("r2")))
+        assert [await router.heard_next(Ack) for _ in range(3)] == [Ack("r1"), Ack("r1"), Ack("r2")]
+        await router.stream("r2")
+        await router.stream("r1")
+        await ws.send_str(protocol.encode(stream("r1")))
+        await ws.send_str(protocol.encode(stream("r3")))
+        await router.stream("r3")
+    assert router.streams["r1"].chunks == [0]
+
+
+async def test_L7_the_51st_waits_in_order_and_a_cancelled_one_leaves_the_line(
+    router: PlayedRouter, folder: Path
+) -> None:
+    gate = Gate(router)
+    async with connected(settings_for(router, folder)):
+        ws = await router.socket()
+        for number in range(54):
+            await ws.send_str(protocol.encode(stream(f"r{number}")))
+        first = {await gate.came.get() for _ in range(50)}
+        assert first == {f"r{number}" for number in range(50)}
+        await ws.send_str(protocol.encode(ListDatasets("list")))
+        await router.result("list")
+        await ws.send_str(protocol.encode(Cancel("r51")))
+        assert [(await router.heard_next(Ack)).request_id for _ in range(56)][-1] == "r51"
+        assert gate.came.empty()
+        for expected in ("r50", "r52", "r53"):
+            gate.go.release()
+            assert await asyncio.wait_for(gate.came.get(), 10) == expected
+        for _ in range(50):
+            gate.go.release()
+        for number in {*range(54)} - {51}:
+            await router.stream(f"r{number}")
+    assert not router.results["r51"]
+    assert "r51" not in router.streams
+
+
+async def test_P3_cancelling_one_leaves_the_others_running(
+    router: PlayedRouter, folder: Path
+) -> None:
+    gate = Gate(router)
+    async with connected(settings_for(router, folder, places=2)):
+        ws = await router.socket()
+        for name in ("r1", "r2", "r3"):
+            await ws.send_str(protocol.encode(stream(name)))
+        assert {await gate.came.get(), await gate.came.get()} == {"r1", "r2"}
+        await ws.send_str(protocol.encode(Cancel("r1")))
+        assert await gate.came.get() == "r3"
+        for _ in range(3):
+            gate.go.release()
+        await router.stream("r2")
+        await router.stream("r3")
+    assert not router.results
+
+
+async def test_a_cancel_that_comes_first_wins(router: PlayedRouter, folder: Path) -> None:
+    async with connected(settings_for(router, folder)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(Cancel("r1")))
+        await ws.send_str(protocol.encode(stream("r1")))
+        await ws.send_str(protocol.encode(stream("r2")))
+        await router.stream("r2")
+    assert "r1" not in router.streams
+
+
+async def test_the_line_is_bounded_and_its_wait_too(router: PlayedRouter, folder: Path) -> None:
+    gate = Gate(router)
+    settings = settings_for(router, folder, places=1, waiting=1, queue_wait_seconds=0.2)
+    async with connected(settings):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(stream("r1")))
+        await gate.came.get()
+        await ws.send_str(protocol.encode(stream("r2")))
+        await ws.send_str(protocol.encode(stream("r3")))
+        assert (await router.result("r3"))["error"]["code"] == "connector_busy"
+        assert (await router.result("r2"))["error"]["code"] == "queue_timed_out"
+        gate.go.release()
+        await router.stream("r1")
+
+
+async def test_jobs_give_signs_of_life_with_their_place_or_bytes(
+    router: PlayedRouter, folder: Path
+) -> None:
+    gate = Gate(router)
+    async with connected(settings_for(router, folder, places=1, progress_seconds=0.05)):
+        ws = await router.socket()
+        for name in ("r1", "r2", "r3"):
+            await ws.send_str(protocol.encode(stream(name)))
+        await gate.came.get()
+        seen: set[Progress] = set()
+        wanted = {
+            Progress("r1", "reading", 10),
+            Progress("r2", "queued", 1),
+            Progress("r3", "queued", 2),
+        }
+        while not wanted <= seen:
+            seen.add(await router.heard_next(Progress))
+        for _ in range(3):
+            gate.go.release()
+        await router.stream("r3")
+
+
+async def test_list_and_stat_are_answered(router: PlayedRouter, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    found = (folder / "a").stat()
+    etag = f"a-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
+    async with connected(settings_for(router, folder)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(ListDatasets("r1")))
+        assert await router.result("r1") == {
+            "entries": [
+                {
+                    "name": "a",
+                    "kind": "dataset",
+                    "size": 10,
+                    "etag": etag,
+                    "modified_ns": found.st_mtime_ns,
+                },
+                {"name": "sub", "kind": "folder"},
+            ],
+            "unlisted": 0,
+        }
+        part = Conditions(range="bytes=2-4")
+        await ws.send_str(protocol.encode(StatDataset("r2", "a", part)))
+        answer = await router.result("r2")
+        assert (answer["status"], answer["size"], answer["etag"]) == (206, 10, etag)
+        assert (answer["offset"], answer["length"]) == (2, 3)
+        await ws.send_str(protocol.encode(ListDatasets("r3", limit=0)))
+        assert (await router.result("r3"))["error"]["code"] == "bad_request"
+        await ws.send_str(protocol.encode(StatDataset("r4", "absent")))
+        assert (await router.result("r4"))["error"]["code"] == "dataset_not_found"
+
+
+async def test_auto_without_a_store_streams_and_offload_says_so(
+    router: PlayedRouter, folder: Path
+) -> None:
+    async with connected(settings_for(router, folder, auto_offload_bytes=1)):
+        ws = await router.socket()
+        both = ("stream", "offload")
+        await ws.send_str(protocol.encode(GetDatasetAuto("r1", "a", both)))
+        assert (await router.stream("r1")).body == b"0123456789"
+        await ws.send_str(protocol.encode(GetDatasetOffload("r2", "a")))
+        assert (await router.result("r2"))["error"]["code"] == "store_not_configured"
+        await ws.send_str(protocol.encode(GetDatasetAuto("r3", "a", ("offload",))))
+        assert (await router.result("r3"))["error"]["code"] == "unsupported"
+
+
+async def test_a_result_is_given_again_until_it_is_taken(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, failing = router.on_result, [502, 0, 503]
+
+    async def flaky(request: web.Request) -> web.StreamResponse:
+        if not failing:
+            return await plain(request)
+        status = failing.pop()
+        if not status:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=status or 200)
+
+    monkeypatch.setattr(router, "on_result", flaky)
+    async with served(router), connected(settings_for(router, folder)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(StatDataset("r1", "a")))
+        assert (await router.result("r1"))["size"] == 10
+    assert not failing
+
+
+async def test_a_result_that_nobody_waits_for_is_dropped_quietly(
+    router: PlayedRouter, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    router.gone.add("r1")
+    async with connected(settings_for(router, folder)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(StatDataset("r1", "a")))
+        await ws.send_str(protocol.encode(StatDataset("r2", "a")))
+        await router.result("r2")
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

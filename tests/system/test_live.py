@@ -1,0 +1,244 @@
+"""Faults of the connections: nobody waits for ever, and nobody waits for nothing."""
+
+import asyncio
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from harness import MAC, Completed, System, make_file, sha256, sparse_file, wait_until
+from held import HeldGet
+from tunnelsync.client import TunnelSync
+from tunnelsync.settings import GIB, MIB
+
+OTHER = "cc-28-aa-00-11-33"
+
+
+def ls(system: System) -> Completed:
+    return system.cli("ls", MAC)
+
+
+def test_l1_a_frozen_connector_is_offline_and_its_requests_say_so(system: System) -> None:
+    router = system.router(heartbeat_seconds=1, ack_seconds=60)
+    connector = system.connector()
+    connector.send(signal.SIGSTOP)
+    try:
+        done = ls(system)
+        assert done.code == 5, done.err
+        assert "offline" in done.err
+        router.wait_for_line("is offline")
+        again = ls(system)
+        assert again.code == 5
+        assert "offline" in again.err
+    finally:
+        connector.send(signal.SIGCONT)
+
+
+def test_l3_sigterm_drains_and_the_running_transfer_ends(system: System, tmp_path: Path) -> None:
+    router = system.router(drain_seconds=30)
+    connector = system.connector()
+    source = make_file(tmp_path / "datasets" / "data", 64 * MIB)
+    with HeldGet(router.url, f"/datasets/{MAC}/data") as get:
+        get.read(1 * MIB)
+        router.send(signal.SIGTERM)
+        router.wait_for_line("stopping")
+        refused = system.cli("fetch", MAC, "data", "-o", tmp_path / "other")
+        assert refused.code == 5
+        assert "shutting down" in refused.err
+        assert not (tmp_path / "other").exists()
+        body, whole = get.rest()
+    assert whole
+    assert bytes(body) == source.read_bytes()
+    assert router.wait() == 0
+    connector.wait_for_line("it restarts")
+
+
+def test_l3_a_second_signal_ends_it_at_once(system: System, tmp_path: Path) -> None:
+    router = system.router(drain_seconds=600)
+    system.connector()
+    sparse_file(tmp_path / "datasets" / "data", GIB)
+    with HeldGet(router.url, f"/datasets/{MAC}/data") as get:
+        get.read(1 * MIB)
+        router.send(signal.SIGTERM)
+        router.wait_for_line("stopping")
+        router.send(signal.SIGTERM)
+        assert router.wait() == 130
+        _, whole = get.rest()
+        assert not whole
+
+
+def test_l3_a_transfer_that_outlasts_the_grace_is_broken_off(
+    system: System, tmp_path: Path
+) -> None:
+    router = system.router(drain_seconds=0.5)
+    system.connector()
+    sparse_file(tmp_path / "datasets" / "data", GIB)
+    with HeldGet(router.url, f"/datasets/{MAC}/data") as get:
+        get.read(1 * MIB)
+        assert router.stop() == 0
+        _, whole = get.rest()
+        assert not whole
+
+
+def test_l6_the_second_connector_of_a_mac_takes_over(system: System, tmp_path: Path) -> None:
+    router = system.router()
+    first = system.connector()
+    sparse_file(tmp_path / "datasets" / "data", GIB)
+    with HeldGet(router.url, f"/datasets/{MAC}/data") as get:
+        get.read(1 * MIB)
+        second = system.connector(root=tmp_path)
+        first.wait_for_line("another connector took this MAC")
+        _, whole = get.rest()
+        assert not whole
+        receipt = system.cli("receipt", get.request_id, "--wait", "5", "--json").json()["receipt"]
+    assert receipt["outcome"] == "offline"
+    assert receipt["error"]["code"] == "connector_replaced"
+    assert "datasets/" in ls(system).out
+    assert first.running
+    assert second.running
+
+
+def test_l6_clones_that_keep_swapping_are_refused(system: System, tmp_path: Path) -> None:
+    router = system.router(clash_swaps=2)
+    first = system.connector()
+    second = system.connector()
+    third = system.connector()
+    fourth = system.connector(connected=False)
+    fourth.wait_for_line("several connectors use this MAC")
+    router.wait_for_line("keep claiming")
+    first.wait_for_line("another connector took")
+    second.wait_for_line("another connector took")
+    assert ls(system).code == 0
+    assert third.running
+
+
+def test_l7_sixty_streams_fifty_places(system: System, tmp_path: Path) -> None:
+    """50 run, 10 wait in line, `ls` answers meanwhile, and all of them end verified."""
+    router = system.router()
+    system.connector()
+    source = make_file(tmp_path / "datasets" / "data", 24 * MIB)
+    path = f"/datasets/{MAC}/data"
+    held: list[HeldGet] = []
+    heads = threading.Barrier(1)
+
+    def start() -> HeldGet:
+        one = HeldGet(router.url, path)
+        held.append(one)
+        return one
+
+    with ThreadPoolExecutor(60) as pool:
+        waiting = [pool.submit(start) for _ in range(60)]
+        wait_until(lambda: len(held) >= 50, 60, "50 streams to begin")
+        heads.wait()
+        assert "data" in ls(system).out
+        assert system.cli("stat", MAC, "data").code == 0
+        rows = system.cli("connectors", "--json").json()["connectors"]
+        assert rows[0]["transfers"] == 60
+        assert len(held) == 50
+        for one in held[:50]:
+            body, whole = one.rest()
+            assert whole
+            assert bytes(body) == source.read_bytes()
+            one.close()
+        for future in waiting:
+            one = future.result(60)
+            body, whole = one.rest()
+            assert whole
+            assert len(body) == 24 * MIB
+            one.close()
+
+
+async def test_l7_sixty_fetches_at_once_are_all_verified(system: System, tmp_path: Path) -> None:
+    router = await asyncio.to_thread(system.router)
+    await asyncio.to_thread(system.connector)
+    source = make_file(tmp_path / "datasets" / "data", 9 * MIB)
+    async with TunnelSync(router.url) as ts:
+        fetched = await asyncio.gather(
+            *(ts.fetch(MAC, "data", tmp_path / f"out {n}", mode="stream") for n in range(60))
+        )
+    assert len({one.root for one in fetched}) == 1
+    assert {sha256(tmp_path / f"out {n}") for n in range(60)} == {sha256(source)}
+
+
+def test_l7_a_cancelled_one_leaves_the_line(system: System, tmp_path: Path) -> None:
+    router = system.router()
+    connector = system.connector(places=1)
+    sparse_file(tmp_path / "datasets" / "data", GIB)
+    make_file(tmp_path / "datasets" / "small", 1000)
+    with HeldGet(router.url, f"/datasets/{MAC}/data") as first:
+        first.read(1 * MIB)
+        second = system.start("fetch", MAC, "data", "-o", str(tmp_path / "second"))
+        wait_until(lambda: transfers(system) == 2, 20, "the second to be asked for")
+        third = system.start("fetch", MAC, "small", "-o", str(tmp_path / "third"))
+        wait_until(lambda: transfers(system) == 3, 20, "the third to be asked for")
+        second.send(signal.SIGINT)
+        assert second.wait() == 130
+        wait_until(lambda: transfers(system) == 2, 20, "the second to be gone")
+        assert not (tmp_path / "third").exists()
+    assert third.wait() == 0, third.log
+    assert (tmp_path / "third").stat().st_size == 1000
+    assert not (tmp_path / "second").exists()
+    assert connector.running
+
+
+def transfers(system: System) -> int:
+    """Return how many transfers of the connector are under way."""
+    rows = system.cli("connectors", "--json").json()["connectors"]
+    count = rows[0]["transfers"]
+    assert isinstance(count, int)
+    return count
+
+
+def test_l7_who_waits_too_long_is_told(system: System, tmp_path: Path) -> None:
+    router = system.router()
+    system.connector(places=1, queue_wait_seconds=0.5)
+    sparse_file(tmp_path / "datasets" / "data", GIB)
+    with HeldGet(router.url, f"/datasets/{MAC}/data") as first:
+        first.read(1 * MIB)
+        done = system.cli("fetch", MAC, "data", "-o", tmp_path / "second")
+    assert done.code == 6, done.err
+    assert "places" in done.err
+    assert not (tmp_path / "second").exists()
+
+
+def test_l7_a_full_line_is_told_at_once(system: System, tmp_path: Path) -> None:
+    router = system.router()
+    system.connector(places=1, waiting=0)
+    sparse_file(tmp_path / "datasets" / "data", GIB)
+    with HeldGet(router.url, f"/datasets/{MAC}/data") as first:
+        first.read(1 * MIB)
+        done = system.cli("fetch", MAC, "data", "-o", tmp_path / "second")
+    assert done.code == 5, done.err
+    assert "wait for a place" in done.err
+
+
+def test_l8_the_router_comes_back_and_so_does_the_connector(
+    system: System, tmp_path: Path
+) -> None:
+    router = system.router()
+    connector = system.connector()
+    make_file(tmp_path / "datasets" / "data", 1000)
+    port = router.port
+    router.kill()
+    connector.wait_for_line("is away")
+    seen = connector.line_count()
+    system.router(port=port)
+    connector.wait_for_line("connected to", 60, after=seen)
+    assert system.cli("fetch", MAC, "data", "-o", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize("what", ["unknown", "offline"])
+def test_a_connector_that_is_not_there(system: System, tmp_path: Path, what: str) -> None:
+    router = system.router(return_grace_seconds=0)
+    connector = system.connector()
+    if what == "offline":
+        connector.stop()
+        router.wait_for_line("offline")
+    done = system.cli(
+        "fetch", MAC if what == "offline" else OTHER, "data", "-o", tmp_path / "out"
+    )
+    assert done.code == (5 if what == "offline" else 3)
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out").exists()
