@@ -1,10 +1,10 @@
-"""A client that takes as much as a test wants, and then holds still: how to stop a stream midway."""
+"""A client that takes as much as a test wants, then holds still: it stops a stream midway."""
 
 import socket
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 
 class HeldGet:
@@ -13,10 +13,19 @@ class HeldGet:
     def __init__(self, router: str, path: str, *, headers: str = "") -> None:
         host = urlsplit(router)
         self._socket = socket.socket()
+        try:
+            self._ask(host, path, headers)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _ask(self, host: SplitResult, path: str, headers: str) -> None:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         self._socket.settimeout(30)
         self._socket.connect((host.hostname, host.port))
-        self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: {host.netloc}\r\n{headers}\r\n".encode())
+        self._socket.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: {host.netloc}\r\n{headers}\r\n".encode()
+        )
         head = b""
         while b"\r\n\r\n" not in head:
             data = self._socket.recv(65536)

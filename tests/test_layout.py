@@ -15,7 +15,9 @@ SRC = ROOT / "src" / "tunnelsync"
 FILES = sorted(SRC.rglob("*.py"))
 ROLES = ("router", "connector", "client")
 PURE = ("address", "errors", "frames", "identity", "protocol", "settings", "transfer", "wire")
-LINES = 431
+LINES = 320
+TABLES = {"errors.py": 440, "protocol.py": 470}
+"""Lists that are read in one piece: each error, each message."""
 PROCESS_WIDE = {
     "os": {"environ", "environb", "getenv", "putenv", "_exit", "abort"},
     "sys": {"argv", "exit", "stdin", "stdout", "stderr"},
@@ -107,7 +109,7 @@ def test_only_the_command_line_reads_the_environment_prints_or_exits(path: Path)
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_is_short_enough_to_be_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LINES
+    assert len(path.read_text().splitlines()) <= TABLES.get(name_of(path), LINES)
 
 
 @pytest.mark.parametrize("name", PURE)

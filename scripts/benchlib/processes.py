@@ -145,7 +145,8 @@ def forget_peak(pid: int) -> bool:
 
 def peak_bytes(pid: int) -> int:
     """Return the most memory (VmHWM) that a process has held since `forget_peak`."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:
         raise BenchFailed(f"process {pid} tells no VmHWM")
     return int(found[1]) * 1024

@@ -101,7 +101,8 @@ class System:
 
     def forget_peaks(self) -> bool:
         """Begin to watch memory anew; False where the kernel does not let us."""
-        return all([forget_peak(self.pids[role]) for role in ROLES])
+        done = [forget_peak(self.pids[role]) for role in ROLES]
+        return all(done)
 
     def peaks(self) -> dict[str, int]:
         """Return the most memory of each role, in bytes, since `forget_peaks`."""
@@ -117,8 +118,8 @@ def running(
         command = (*COMMAND, "router", "--host", "127.0.0.1", "--port", "0")
         router = stack.enter_context(Process("router", command, logs, store))
         url = router.wait_for_line(r"listening on (http://\S+:\d+)")[1]
-        command = (*COMMAND, "connector", "--router", url, "--mac", MAC, "--root", str(root))
-        connector = stack.enter_context(Process("connector", command, logs, store))
+        offer = (*COMMAND, "connector", "--router", url, "--mac", MAC, "--root", str(root))
+        connector = stack.enter_context(Process("connector", offer, logs, store))
         connector.wait_for_line("connected to")
         worker = subprocess.Popen(
             [sys.executable, str(WORKER), url],

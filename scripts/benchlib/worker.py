@@ -35,7 +35,7 @@ async def fetch(
     """Fetch a dataset so many times into the same name, and return what each time took."""
     seconds, first = [], []
     for _ in range(times):
-        Path(path).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)  # noqa: ASYNC240
         fetched = await client.fetch(mac, dataset, path, mode=Mode(mode), sync=sync)
         seconds.append(fetched.seconds)
         first.append(fetched.first_byte_seconds)

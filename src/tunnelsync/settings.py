@@ -85,7 +85,7 @@ class RouterSettings:
     transfers: int = _setting(10_000, "requests that wait or flow at once")
     ack_seconds: float = _setting(15.0, "a healthy connector acknowledges in milliseconds")
     answer_seconds: float = _setting(60.0, "silence between two signs of life before the answer")
-    idle_seconds: float = _setting(60.0, "no byte taken from, or by, a peer for so long: broken off")
+    idle_seconds: float = _setting(60.0, "no byte from, or to, a peer for so long: broken off")
     resume_seconds: float = _setting(20.0, "a connector that lost its data connection comes back")
     complete_seconds: float = _setting(30.0, "the closing word follows the last byte")
     chunk_queue: int = _setting(2, "the chunk being relayed and the one that starts where it ends")
@@ -167,7 +167,9 @@ class ClientSettings:
 Role = TypeVar("Role", StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)
 ROLES = (StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)
 PREFIX = "TUNNELSYNC_"
-BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+BOOLEANS = dict.fromkeys(("1", "true", "yes"), True) | dict.fromkeys(
+    ("0", "false", "no", ""), False
+)
 NOT_SETTINGS = frozenset({"CONFIG", "STORE_TESTS"})
 """Environment names that are read elsewhere: the path of the TOML file, and one of the tests."""
 
@@ -242,7 +244,7 @@ def _convert(spec: Field[Any], value: Any, where: str) -> Any:
     if isinstance(default, str):
         if not isinstance(value, str):
             raise BadSetting(f"{where} must be a text")
-        return kind(value)
+        return kind(value.reveal() if isinstance(value, Secret) else value)
     if isinstance(value, bool):
         raise BadSetting(f"{where} must be a number")
     try:

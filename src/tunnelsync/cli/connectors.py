@@ -13,7 +13,7 @@ from tunnelsync.settings import ClientSettings
 @options.json_flag
 @options.client_flags
 def connectors(as_json: bool, **flags: Any) -> None:
-    """List the connectors that the router knows: MAC, seconds connected, version, state."""
+    """List the connectors that the router knows, and how many transfers each works on."""
     settings = options.with_token(options.load(ClientSettings, flags), flags)
 
     async def work() -> tuple[ConnectorEntry, ...]:
@@ -24,9 +24,11 @@ def connectors(as_json: bool, **flags: Any) -> None:
     if as_json:
         output.success(connectors=found)
         return
-    output.table(("mac", "connected s", "version", "state"), (_cells(entry) for entry in found))
+    heads = ("mac", "connected s", "version", "state", "transfers")
+    output.table(heads, (_cells(entry) for entry in found))
 
 
-def _cells(entry: ConnectorEntry) -> tuple[str, str, str, str]:
+def _cells(entry: ConnectorEntry) -> tuple[str, ...]:
     seconds = entry.connected_seconds
-    return entry.mac, "-" if seconds is None else f"{seconds:.0f}", entry.version, entry.state
+    connected = "-" if seconds is None else f"{seconds:.0f}"
+    return entry.mac, connected, entry.version, entry.state, str(entry.transfers)

@@ -77,6 +77,7 @@ class ConnectorEntry:
     version: str = ""
     state: str = ""
     connected_seconds: float | None = None
+    transfers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ class Body:
     async def pieces(self, start: int, end: int) -> AsyncGenerator[Buffer, None]:
         """Yield the bytes of the body from ``start`` to ``end``.
 
-        Raises `DatasetChanged` or `ReadFailed`, and the dataset is seen to be unchanged before
-        the last block is yielded.
+        Raises `DatasetChanged` or `ReadFailed`; the dataset is seen to be unchanged before each
+        block is yielded, and so before the last one.
         """
         index, skip = divmod(start, self._step)
         left = end - start
@@ -108,6 +108,4 @@ class Body:
     async def _read(self, index: int) -> Block:
         at = index * BLOCK_BYTES
         length = min(BLOCK_BYTES, self._data_length - at)
-        if index == self.count - 1:
-            return await self._source.last_block(self._offset + at, length)
         return await self._source.block(self._offset + at, length)

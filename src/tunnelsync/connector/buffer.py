@@ -81,9 +81,7 @@ class Buffer:
         digests: list[bytes] = []
         data: list[bytes] = []
         for at in range(0, source.size, BLOCK_BYTES):
-            last = at + BLOCK_BYTES >= source.size
-            read = source.last_block if last else source.block
-            block = await read(at, min(BLOCK_BYTES, source.size - at))
+            block = await source.block(at, min(BLOCK_BYTES, source.size - at))
             digests.append(block.digest)
             data.append(await loop.run_in_executor(self._executor, encoder.encode, block.data))
             report("reading", at + len(block.data))

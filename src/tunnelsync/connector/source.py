@@ -8,7 +8,6 @@ import asyncio
 import os
 import stat
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -64,25 +63,18 @@ class Source:
         self._reading = threading.Lock()  # close waits for a read whose caller was cancelled
 
     async def block(self, offset: int, length: int) -> Block:
-        """Return one block and its digest, in one turn on the executor; raises what `read` does."""
-        return await self._hop(self._block, offset, length)
+        """Return one block and its digest, in one turn on the executor.
 
-    async def last_block(self, offset: int, length: int) -> Block:
-        """Return one block like `block`, once the dataset was seen `unchanged` after its read."""
-        return await self._hop(self._last_block, offset, length)
-
-    async def _hop(self, work: Callable[[int, int], Block], offset: int, length: int) -> Block:
+        The dataset was seen `unchanged` after the read, so an edit ends a long transfer soon.
+        Raises what `read` and `unchanged` raise.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, work, offset, length)
+        return await loop.run_in_executor(self._executor, self._block, offset, length)
 
     def _block(self, offset: int, length: int) -> Block:
         data = self._read(offset, length)
-        return Block(data, digest(data))
-
-    def _last_block(self, offset: int, length: int) -> Block:
-        block = self._block(offset, length)
         self._unchanged()
-        return block
+        return Block(data, digest(data))
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``offset``, both in bytes.

@@ -31,6 +31,7 @@ async def head(request: web.Request) -> web.StreamResponse:
     """``HEAD``: a stat at the connector; nothing is read."""
     mac, name = path_of(request)
     if not name or name.endswith("/"):
+        _check_folder(name.removesuffix("/"))
         raise NotADataset("a folder has no head; GET lists it")
     conditions = conditions_of(request)
     command = partial(
@@ -60,13 +61,18 @@ async def head(request: web.Request) -> web.StreamResponse:
 async def _list(request: web.Request, mac: Mac, folder: str) -> web.StreamResponse:
     limit = _limit(request)
     after = request.query.get("after", "")
-    if folder:
-        check_name(folder)
+    _check_folder(folder)
     command = partial(protocol.ListDatasets, folder=folder, after=after, limit=limit)
     async with asking(request, mac, folder, "list", command) as transfer:
         page = await _said(transfer, protocol.ListAnswer)
         transfer.last_byte()
         return json_answer(page)
+
+
+def _check_folder(folder: str) -> None:
+    """Raise `BadName` unless this names a folder, or is empty for the root."""
+    if folder:
+        check_name(folder)
 
 
 def _limit(request: web.Request) -> int:

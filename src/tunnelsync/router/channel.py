@@ -82,6 +82,7 @@ async def connect(request: web.Request) -> web.StreamResponse:
     await socket.prepare(request)
     link = SocketLink(socket, request, settings.command_queue + SPARE_MESSAGES)
     writer = asyncio.create_task(link.write(settings.ack_seconds))
+    session: Session | None = None
     try:
         hello = await _hello(socket, settings, bound)
         mac = mac_address(hello.mac)
@@ -92,13 +93,12 @@ async def connect(request: web.Request) -> web.StreamResponse:
             await _listen(socket, link, session, router.switchboard)
     except TunnelSyncError as error:
         link.close(protocol.CLOSE_PROTOCOL, error.message)
-    else:
+    finally:
         if session is not None:
             silent = isinstance(socket.exception(), TimeoutError)
             router.switchboard.lost(session, link, silent=silent)
-            if not link.closing:
-                writer.cancel()
-    finally:
+        if not link.closing:
+            writer.cancel()
         with suppress(asyncio.CancelledError):
             await writer
     return socket

@@ -6,7 +6,7 @@ from aiohttp import web
 from blake3 import blake3
 
 from tunnelsync import protocol, wire
-from tunnelsync.errors import BadRequest, TransferGone, TunnelSyncError
+from tunnelsync.errors import BadRequest, RouterBusy, TransferGone, TunnelSyncError
 from tunnelsync.router.access import connector_of
 from tunnelsync.router.bodies import json_answer, read_parts
 from tunnelsync.router.context import ROUTER, Router
@@ -47,8 +47,10 @@ async def result(request: web.Request) -> web.Response:
                 count=hold,
             )
         transfer.on_result(_body(parts), _error_in(parts))
-    except BaseException:
+    except BaseException as error:
         router.buffers.release(held)
+        if isinstance(error, RouterBusy):
+            transfer.deadline.fail(error)
         raise
     transfer.at_end(partial(router.buffers.release, held))
     return json_answer({"status": "ok"})
