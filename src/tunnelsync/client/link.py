@@ -5,30 +5,24 @@ above deal with datasets alone.
 """
 
 import asyncio
-import socket
-import ssl
-import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import aiohttp
 from aiohttp import (
     ClientResponse,
     ClientSession,
-    ClientTimeout,
-    DummyCookieJar,
-    encode_basic_auth,
 )
 from yarl import URL
 
-from tunnelsync import __version__, protocol, wire
-from tunnelsync.address import is_loopback, router_url
+from tunnelsync import protocol, wire
+from tunnelsync.address import router_url
 from tunnelsync.client.body import Body
+from tunnelsync.dial import CONNECTION_ERRORS, authorization, http_session, proxy_for, reason
 from tunnelsync.errors import (
     BadRequest,
-    BadSetting,
     ProtocolError,
     RouterUnreachable,
     TimedOut,
@@ -37,7 +31,6 @@ from tunnelsync.errors import (
 from tunnelsync.settings import ClientSettings
 
 Answer = TypeVar("Answer")
-CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class Link:
@@ -49,12 +42,12 @@ class Link:
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
         self.router = router_url(settings.router, allow_plaintext=settings.allow_plaintext)
-        self._headers = {"Authorization": f"Bearer {token}"} if (token := _token(settings)) else {}
+        self._headers = authorization(settings.token)
         self._stack = AsyncExitStack()
         self._session: ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = await self._stack.enter_async_context(http_session(self.settings))
+        self._session = await self._stack.enter_async_context(session_for(self.settings))
         return self
 
     async def __aexit__(
@@ -133,56 +126,6 @@ class Link:
         )
 
 
-@asynccontextmanager
-async def http_session(settings: ClientSettings) -> AsyncIterator[ClientSession]:
-    """Yield a session that keeps bytes as they are, sends no cookies, and notices a dead peer."""
-
-    def dial(info: Any) -> socket.socket:
-        family, kind, proto, _, _ = info
-        sock = socket.socket(family, kind, proto)
-        _keep_alive(sock, settings.idle_seconds)
-        return sock
-
-    connector = aiohttp.TCPConnector(limit=settings.connections, socket_factory=dial)
-    timeout = ClientTimeout(total=None, sock_connect=settings.connect_seconds)
-    async with ClientSession(
-        connector=connector,
-        timeout=timeout,
-        auto_decompress=False,
-        read_bufsize=settings.read_bytes,
-        cookie_jar=DummyCookieJar(),
-        headers={"User-Agent": f"tunnelsync/{__version__}", "Accept-Encoding": "identity"},
-    ) as session:
-        yield session
-
-
-def proxy_for(url: URL) -> dict[str, Any]:
-    """Return the arguments that send a request by the environment's proxy, never for loopback.
-
-    aiohttp's own ``trust_env`` reads ``~/.netrc`` too: an entry for the host then clashes with
-    our ``Authorization``, or sends a password to a store.
-    """
-    host = url.host or ""
-    proxy = urllib.request.getproxies().get(url.scheme)
-    if not proxy or is_loopback(host) or urllib.request.proxy_bypass(f"{host}:{url.port}"):
-        return {}
-    try:
-        address = URL(proxy if "://" in proxy else f"http://{proxy}")
-        if address.scheme not in ("http", "https") or not address.host or not address.port:
-            raise ValueError
-    except ValueError:
-        name = f"{url.scheme.upper()}_PROXY"
-        raise BadSetting(
-            f"the address in {name} is not that of an HTTP proxy",
-            hint=f"Write {name} as http://HOST:PORT, or name the host in NO_PROXY.",
-        ) from None
-    if address.user is None:
-        return {"proxy": address}
-    # aiohttp turns it into Proxy-Authorization, for a tunnel and for plain http alike.
-    auth = encode_basic_auth(address.user, address.password or "")
-    return {"proxy": address.with_user(None), "proxy_headers": {"Authorization": auth}}
-
-
 def decode(kind: type[Answer], data: bytes) -> Answer:
     """Build a message from the JSON of an answer; raise its error, or `ProtocolError`."""
     try:
@@ -196,60 +139,15 @@ def decode(kind: type[Answer], data: bytes) -> Answer:
         raise ProtocolError(f"the router's answer is not understood: {exc.message}") from None
 
 
-def reason(error: BaseException) -> str:
-    """Say in plain words why a connection failed."""
-    match error:
-        case aiohttp.ClientConnectorCertificateError():
-            verify = error.certificate_error
-            told = getattr(verify, "verify_message", "") or "it is not trusted"
-            return f"its TLS certificate is refused ({told})"
-        case aiohttp.ClientConnectorSSLError():
-            return "it does not speak TLS as expected; is it https:// or http://?"
-        case aiohttp.ClientConnectorDNSError():
-            return "its name is not known to DNS"
-        case aiohttp.ClientHttpProxyError():
-            return f"the HTTP proxy answered {error.status}"
-        case aiohttp.ClientProxyConnectionError():
-            return f"the HTTP proxy cannot be reached ({_os_reason(error.os_error)})"
-        case aiohttp.ClientConnectorError():
-            return _os_reason(error.os_error)
-        case TimeoutError():
-            return "no connection within the deadline"
-        case aiohttp.ServerDisconnectedError() | ConnectionError():
-            return "it closed the connection before it answered"
-        case OSError():
-            return _os_reason(error)
-        case _:
-            return "what it sends is not HTTP"
-
-
-def _os_reason(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return "it does not speak TLS as expected; is it https:// or http://?"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return (error.strerror or "the connection failed").split("[")[0].strip().lower()
-
-
 def _json_header(body: bytes | None) -> dict[str, str]:
     return {} if body is None else {"Content-Type": "application/json"}
 
 
-def _token(settings: ClientSettings) -> str:
-    token = settings.token.reveal()
-    try:
-        token.encode()
-    except UnicodeEncodeError:
-        token = "\0"
-    if not token.isprintable() or " " in token:
-        raise BadSetting("the token holds characters that a header cannot carry")
-    return token
-
-
-def _keep_alive(sock: socket.socket, dead_after_seconds: float) -> None:
-    """Let the kernel notice a peer that vanished while we wait for an answer."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    third = max(1, int(dead_after_seconds / 3))
-    for name, value in (("TCP_KEEPIDLE", third), ("TCP_KEEPINTVL", max(1, third // 3))):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+def session_for(settings: ClientSettings) -> AbstractAsyncContextManager[ClientSession]:
+    """Return a session as a client's settings want it."""
+    return http_session(
+        connections=settings.connections,
+        connect_seconds=settings.connect_seconds,
+        dead_after_seconds=settings.idle_seconds,
+        read_bytes=settings.read_bytes,
+    )

@@ -17,7 +17,8 @@ from yarl import URL
 from tunnelsync import frames
 from tunnelsync.client.body import Body
 from tunnelsync.client.incoming import Incoming, request_id_of
-from tunnelsync.client.link import CONNECTION_ERRORS, Link, decode, http_session, proxy_for, reason
+from tunnelsync.client.link import Link, decode, session_for
+from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
 from tunnelsync.errors import (
     BrokenOff,
     ProtocolError,
@@ -56,7 +57,7 @@ async def downloading(link: Link, response: ClientResponse) -> AsyncIterator[Inc
     answer = decode(OffloadAnswer, await link.body(response).whole(settings.message_bytes))
     data_url = trusted_url(answer.download_url, answer.store_origins, settings.store_origin)
     digests_url = trusted_url(answer.blocks_url, answer.store_origins, settings.store_origin)
-    async with http_session(settings) as session:
+    async with session_for(settings) as session:
         digests = await _digests(session, settings, digests_url, answer)
         async with AsyncExitStack() as stack:
             body = None

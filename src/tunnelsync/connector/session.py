@@ -25,17 +25,16 @@ from tunnelsync import __version__, protocol, wire
 from tunnelsync.address import router_url
 from tunnelsync.connector import backoff
 from tunnelsync.connector.buffer import Buffer
-from tunnelsync.connector.dial import bearer, http_session
 from tunnelsync.connector.interface import default_mac
 from tunnelsync.connector.offload import Offload
 from tunnelsync.connector.outbox import Outbox
 from tunnelsync.connector.source import Root
-from tunnelsync.connector.upload import CONNECTION_ERRORS, Upload
+from tunnelsync.connector.upload import Upload
 from tunnelsync.connector.worker import Modes, Worker
+from tunnelsync.dial import CONNECTION_ERRORS, authorization, http_session, proxy_for, reason
 from tunnelsync.errors import BadRequest
 from tunnelsync.identity import mac_address
 from tunnelsync.protocol import Ack, Fault, Hello, Mode, Welcome
-from tunnelsync.proxy import proxy_for
 from tunnelsync.settings import ConnectorSettings, StoreSettings
 
 log = logging.getLogger("tunnelsync.connector")
@@ -66,9 +65,9 @@ async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
     a router that is away is waited for.
     """
     router = router_url(settings.router, allow_plaintext=settings.allow_plaintext)
-    authorization = bearer(settings)
+    bearer = authorization(settings.token)
     mac = mac_address(settings.mac) if settings.mac else await default_mac(router)
-    headers = {protocol.H_CONNECTOR: mac, **authorization}
+    headers = {protocol.H_CONNECTOR: mac, **bearer}
     async with AsyncExitStack() as stack:
         executor = ThreadPoolExecutor(settings.threads, "tunnelsync-files")
         stack.callback(executor.shutdown, wait=False)  # what waits there are closes
@@ -79,7 +78,14 @@ async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
             folder_entries=settings.folder_entries,
         )
         stack.callback(root.close)
-        http = await stack.enter_async_context(http_session(settings))
+        http = await stack.enter_async_context(
+            http_session(
+                connections=settings.pool,
+                connect_seconds=settings.connect_seconds,
+                dead_after_seconds=settings.stall_seconds,
+                read_bytes=settings.message_bytes,
+            )
+        )
         upload = Upload(http, router, headers, settings)
         offload = Offload(mac, root, store, executor, upload)
         await stack.enter_async_context(offload)
@@ -148,7 +154,7 @@ class _Line:
             log.info("connected to %s as %s", self._router, self._hello.mac)
             raise _ended(ws, await self._talk(ws))
         except CONNECTION_ERRORS as exc:
-            raise _Lost(_why(exc)) from None
+            raise _Lost(reason(exc)) from None
         except asyncio.CancelledError:
             await self._worker.close()  # before the socket: its end is the last word
             raise
@@ -176,7 +182,7 @@ class _Line:
                 raise _Refused(f"it answered {exc.status}; {NO_TOKEN}") from None
             raise _Lost(f"it answered {exc.status}") from None
         except CONNECTION_ERRORS as exc:
-            raise _Lost(_why(exc)) from None
+            raise _Lost(reason(exc)) from None
 
     async def _greet(self, ws: ClientWebSocketResponse) -> None:
         """Say hello, and wait to be welcome."""
@@ -263,11 +269,3 @@ def _ended(ws: ClientWebSocketResponse, last: WSMessage) -> Exception:
     reason = last.extra if last.type is WSMsgType.CLOSE and isinstance(last.extra, str) else ""
     told = f": {protocol.printable(reason[:200])}" if reason else ""
     return _Lost(f"the socket ended with code {code}{told}")
-
-
-def _why(error: BaseException) -> str:
-    # Not str(error): it can hold the address of a proxy, with its password.
-    cause = getattr(error, "os_error", error)
-    if isinstance(cause, TimeoutError):
-        return "no answer within the deadline"
-    return getattr(cause, "strerror", None) or type(error).__name__

@@ -15,6 +15,7 @@ from yarl import URL
 
 from tunnelsync import protocol, wire
 from tunnelsync.connector.backoff import jittered
+from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
 from tunnelsync.errors import (
     BadRequest,
     Internal,
@@ -25,12 +26,10 @@ from tunnelsync.errors import (
     TunnelSyncError,
 )
 from tunnelsync.frames import Buffer
-from tunnelsync.proxy import proxy_for
 from tunnelsync.settings import ConnectorSettings
 
 log = logging.getLogger("tunnelsync.connector")
 
-CONNECTION_ERRORS = (aiohttp.ClientError, OSError, TimeoutError)
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a router, or a proxy in front of it, that another try can turn into a success."""
 GONE = frozenset({404, 410})
@@ -239,6 +238,4 @@ def _note(path: str, request_id: str, answer: Answer) -> None:
 
 
 def _unreachable(error: BaseException) -> RouterUnreachable:
-    # Not str(error): it can hold the address of a proxy, with its password.
-    why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    return RouterUnreachable(f"the connection to the router failed: {why}")
+    return RouterUnreachable(f"the connection to the router failed: {reason(error)}")
