@@ -19,7 +19,8 @@ def chosen(command: GetDatasetAuto, size: int, offload: Offload, from_bytes: int
     Raises `Unsupported` if the other side takes neither.
     """
     streams = Mode.STREAM in command.accept
-    worth_it = size >= from_bytes and command.offset == 0 and command.length is None
+    whole = command.offset == 0 and command.length is None and command.conditions.range is None
+    worth_it = whole and size >= from_bytes
     if Mode.OFFLOAD in command.accept and offload.configured and (worth_it or not streams):
         return Mode.OFFLOAD
     if not streams:

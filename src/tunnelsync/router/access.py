@@ -21,6 +21,10 @@ from tunnelsync.settings import RouterSettings
 log = logging.getLogger("tunnelsync.router")
 
 
+FOREIGN = ("Origin", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+"""Headers of a request that a web page made, or that a proxy passed on for somebody else."""
+
+
 class Access:
     """The tokens that are valid now, or None where the router serves loopback alone.
 
@@ -52,9 +56,9 @@ class Access:
         """
         if self._grants is None:
             host = request.url.host or ""
-            page = "Origin" in request.headers
+            page = any(name in request.headers for name in FOREIGN)
             if page or not is_loopback(host):
-                whom = "web pages" if page else f"calls of it as {host[:256]!r}"
+                whom = "web pages or proxies" if page else f"calls of it as {host[:256]!r}"
                 raise Forbidden(
                     f"without a tokens file the router answers this machine alone, and no {whom}",
                     hint="Start the router with --tokens to serve other names and web pages.",

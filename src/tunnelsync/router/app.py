@@ -5,6 +5,7 @@ import logging
 import signal
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 from aiohttp import web
@@ -12,7 +13,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.log import server_logger as server_log
 
 from tunnelsync import protocol
-from tunnelsync.errors import BadRequest, BadSetting, Internal, NotFound, TooLarge, TunnelSyncError
+from tunnelsync.errors import (
+    BadRequest,
+    BadSetting,
+    Draining,
+    Internal,
+    NotFound,
+    TooLarge,
+    TunnelSyncError,
+)
 from tunnelsync.router import auto, buffer, catalog, channel, offload, results, status, stream
 from tunnelsync.router.access import ACCESS, Access, require_client
 from tunnelsync.router.asking import TRANSFER
@@ -20,6 +29,7 @@ from tunnelsync.router.bodies import error_answer
 from tunnelsync.router.context import ROUTER, Budget, Router
 from tunnelsync.router.relay import STARTED
 from tunnelsync.router.switchboard import Switchboard
+from tunnelsync.router.transfer import Transfer
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings, StoreSettings
 from tunnelsync.store import origin
@@ -31,6 +41,8 @@ LINE_BYTES = 16 * 1024
 """A request line with a name of 4096 bytes, each of them escaped, and a query."""
 DATASETS = "/datasets/{rest:(?!request-|result$|stream/)(?s:.*)}"
 """All that is no other address: what it is, is judged on the raw path."""
+LAST_WORDS_SECONDS = 1.0
+"""What a client gets to hear why its transfer does not end, when the router stops."""
 LINGER_SECONDS = 2.0
 """After an early refusal, so long the rest of a request's body is read and thrown away."""
 
@@ -223,4 +235,15 @@ async def _drained(router: Router, now: asyncio.Event) -> bool:
         log.warning("stopping: %d transfers are broken off", len(running))
     finally:
         cut.cancel()
+    await _broken_off(list(running.values()))
     return not now.is_set()
+
+
+async def _broken_off(transfers: list[Transfer]) -> None:
+    """End what still runs with the reason, as far as its client takes that at once."""
+    for transfer in transfers:
+        transfer.deadline.fail(Draining("the router stopped before the transfer ended"))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            for transfer in transfers:
+                await transfer.ended.wait()

@@ -41,9 +41,17 @@ class Asked:
     conditions: Conditions = field(default_factory=Conditions)
 
 
-async def asked_in(request: web.Request) -> Asked:
-    """Read the body of ``POST /datasets/request-...``; raises what its parts raise."""
+async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
+    """Read the body of ``POST /datasets/request-...``; raises what its parts raise.
+
+    ``whole`` is for the modes that give a whole dataset or none.
+    """
     said = await read_message(request, DatasetRequest, request.app[ROUTER].settings)
+    if whole and (said.offset or said.length is not None):
+        raise BadRequest(
+            "this mode takes no offset and no length",
+            hint="Ask for a part with POST /datasets/request-stream, or GET with a Range.",
+        )
     mac, dataset = mac_address(said.mac), check_name(said.dataset)
     accept = tuple(dict.fromkeys(said.accept))
     match = None if said.if_match is None else _quoted(said.if_match)

@@ -14,7 +14,7 @@ from tunnelsync.router.transfer import ResultBody
 async def request_sync(request: web.Request) -> web.StreamResponse:
     """``POST /datasets/request-sync``: the connector's JSON is passed on as it came."""
     router = request.app[ROUTER]
-    asked = await asked_in(request)
+    asked = await asked_in(request, whole=True)
 
     def command(request_id: str) -> protocol.Command:
         return protocol.GetDataset(request_id, asked.dataset, asked.conditions)

@@ -135,11 +135,7 @@ async def _listen(
                 raise BadRequest("messages are text")
             said = protocol.decode_from_connector(message.data)
             if isinstance(said, protocol.Fault):
-                log.warning(
-                    "connector %s did not understand: %s",
-                    session.mac,
-                    protocol.printable(said.message[:500]),
-                )
+                switchboard.not_understood(session, said)
             elif isinstance(said, protocol.Hello):
                 raise BadRequest("a second hello on one socket")
             else:

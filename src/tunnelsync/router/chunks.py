@@ -35,6 +35,13 @@ class Chunk:
             self.done.set_exception(error)
             self.done.exception()  # its handler may be gone already
 
+    def detach(self) -> None:
+        """Break it off: whoever reads it stops, and what it still had to say is not taken."""
+        self.detached = True
+        self.content.set_exception(ConnectionResetError("another chunk request goes on"))
+        self.finish(WrongOffset("the transfer goes on with another chunk request"))
+        self.abort()
+
 
 @dataclass(slots=True)
 class ChunkQueue:
@@ -84,9 +91,7 @@ class ChunkQueue:
     def detach(self) -> int:
         """Break off the chunk requests there are, and return the offset to go on from."""
         for chunk in self._chunks:
-            chunk.detached = True
-            chunk.finish(WrongOffset("the transfer goes on with another chunk request"))
-            chunk.abort()
+            chunk.detach()
         self._chunks.clear()
         return self.taken
 

@@ -23,7 +23,7 @@ async def request_offload(request: web.Request) -> web.StreamResponse:
     router = request.app[ROUTER]
     if not router.store_origin:
         raise StoreNotConfigured("this router has no store, so it passes no download address")
-    asked = await asked_in(request)
+    asked = await asked_in(request, whole=True)
 
     def command(request_id: str) -> protocol.Command:
         return protocol.GetDatasetOffload(request_id, asked.dataset, asked.conditions)

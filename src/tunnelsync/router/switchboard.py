@@ -20,6 +20,7 @@ from tunnelsync.errors import (
     ConnectorReplaced,
     ConnectorUnknown,
     Internal,
+    ProtocolError,
     RouterBusy,
     TunnelSyncError,
 )
@@ -207,6 +208,15 @@ class Switchboard:
                 transfer.on_ack()
         elif transfer is not None:
             transfer.on_progress(message)
+
+    def not_understood(self, session: Session, fault: protocol.Fault) -> None:
+        """A message of ours was no use to the connector; a command among them has failed."""
+        shown = protocol.printable(fault.message[:500])
+        log.warning("connector %s did not understand: %s", session.mac, shown)
+        transfer = session.transfers.get(fault.request_id or "")
+        if transfer is not None and transfer.state in WAITING:
+            error = f"connector {session.mac} did not understand the command: {shown}"
+            transfer.deadline.fail(ProtocolError(error))
 
     # --- what a client wants ----------------------------------------------------------------
 
