@@ -1,135 +1,298 @@
-"""A connector that a test plays to a real router: it says and posts what the test wants."""
+"""A connector that a test plays to a real router: it says what the test says, and nothing else.
+
+Beside it what a client gets, to the last byte that came, however the answer ended.
+"""
 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any, Self
+from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
+from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
+import raw_http
+from raw_http import Answer
 from tunnelsync import protocol, wire
-from tunnelsync.protocol import Ack, Command, Complete, Hello, Init, Welcome
+from tunnelsync.protocol import Complete, Hello, Init
 
-SECONDS = 15.0
-ETAG = "v1"
+SECONDS = 20.0
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """The router's answer to one post: its status, and its JSON."""
+class Reply:
+    """What the router said to a post of the connector."""
 
     status: int
-    value: Mapping[str, Any]
+    value: Json
 
     @property
     def code(self) -> str:
-        """The code of the error in it; empty for a success."""
-        return str(self.value["error"]["code"]) if "error" in self.value else ""
+        """The code of the error in it, or an empty text."""
+        return str(self.value.get("error", {}).get("code", ""))
 
 
 class PlayedConnector:
-    """One socket, and posts in its name."""
+    """One connector: its socket of the moment, and its posts; see `played`."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, mac: str) -> None:
+    def __init__(self, http: ClientSession, url: str, mac: str) -> None:
+        self.mac = mac
+        self.url = url
+        self.instance = secrets.token_hex(16)
+        self.socket: ClientWebSocketResponse
         self._http = http
-        self._url = url
-        self._mac = mac
-        self.ws: aiohttp.ClientWebSocketResponse
+        self._headers = {protocol.H_CONNECTOR: mac}
+        self._held: list[HeldPost] = []
+
+    # --- the socket -------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """Return the hello of this process."""
+        return Hello(self.mac, "played", self.instance)
 
     async def open(self) -> None:
-        """Open the socket, without a hello."""
-        self.ws = await self._http.ws_connect(
-            f"{self._url}/connectors/ws", protocols=(protocol.SUBPROTOCOL,)
+        """Open a socket, and say nothing yet."""
+        self.socket = await self._http.ws_connect(
+            f"{self.url}/connectors/ws",
+            protocols=(protocol.SUBPROTOCOL,),
+            headers=self._headers,
+            max_msg_size=0,
         )
 
-    async def hello(self, **changes: Any) -> None:
-        """Say hello; the members may differ from what is usual."""
-        usual = {"mac": self._mac, "version": "played", "instance": secrets.token_hex(16)}
-        await self.ws.send_str(protocol.encode(Hello(**(usual | changes))))
+    async def connect(self) -> Self:
+        """Open a socket, say hello, and be welcome."""
+        await self.open()
+        await self.say(self.hello())
+        assert (await self.hear())["type"] == "welcome"
+        return self
 
-    async def message(self) -> aiohttp.WSMessage:
-        """Wait for what comes next on the socket."""
-        return await self.ws.receive(SECONDS)
+    async def say(self, message: protocol.FromConnector | str | bytes) -> None:
+        """Send one message: encoded, as the text that it is, or binary."""
+        if isinstance(message, bytes):
+            await self.socket.send_bytes(message)
+        else:
+            text = message if isinstance(message, str) else protocol.encode(message)
+            await self.socket.send_str(text)
 
-    async def welcomed(self) -> None:
-        """Wait to be welcome."""
-        message = await self.message()
-        assert message.type is aiohttp.WSMsgType.TEXT, (message, self.ws.close_code)
-        assert isinstance(protocol.decode_from_router(message.data), Welcome)
+    async def hear(self) -> Json:
+        """Wait for the next message."""
+        async with asyncio.timeout(SECONDS):
+            message = await self.socket.receive()
+        assert message.type is WSMsgType.TEXT, message
+        value = orjson.loads(message.data)
+        assert isinstance(value, dict)
+        return value
 
-    async def command(self) -> Command:
-        """Wait for a command, and acknowledge it."""
-        command = protocol.decode_from_router((await self.message()).data)
-        assert not isinstance(command, Welcome | protocol.Fault), command
-        await self.ws.send_str(protocol.encode(Ack(command.request_id)))
-        return command
+    async def command(self, kind: str, *, ack: bool = True) -> str:
+        """Wait for a command, which must be of this kind; return its request id."""
+        heard = await self.hear()
+        assert heard.get("command") == kind, heard
+        request_id = heard["request_id"]
+        assert isinstance(request_id, str)
+        if ack:
+            await self.say(protocol.Ack(request_id))
+        return request_id
 
-    async def closed(self) -> int | None:
-        """Wait for the end of the socket, and return the code it came with."""
-        while (await self.message()).type not in (
-            aiohttp.WSMsgType.CLOSE,
-            aiohttp.WSMsgType.CLOSED,
-            aiohttp.WSMsgType.ERROR,
-        ):
-            pass
-        return self.ws.close_code
+    async def close_code(self) -> int | None:
+        """Wait for the router to close the socket, and return its code."""
+        async with asyncio.timeout(SECONDS):
+            message = await self.socket.receive()
+        closed = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED)
+        assert message.type in closed, message
+        return self.socket.close_code
 
-    async def post(self, path: str, body: object, **query: str) -> Said:
-        """Post JSON, or bytes as they are, to an address under ``/datasets/``."""
-        data = body if isinstance(body, bytes) else wire.dumps(body)
+    async def lose(self) -> None:
+        """Lose the connection of the socket, without a word."""
+        connection = self.socket.get_extra_info("socket")
+        connection.shutdown(2)
+        await self.socket.close()
+
+    # --- the posts --------------------------------------------------------------------------
+
+    async def post(
+        self,
+        path: str,
+        body: object = b"",
+        headers: Mapping[str, str] | None = None,
+        **query: str | int,
+    ) -> Reply:
+        """Post a message, JSON, bytes, or pieces that an async iterator gives."""
+        data = body
+        if isinstance(body, bytes):
+            data = BytesIO(body)
+        elif not hasattr(body, "__aiter__"):
+            data = wire.dumps(body)
+        given = self._headers | dict(headers or {})
+        url = f"{self.url}/datasets/{path}"
         async with (
             asyncio.timeout(SECONDS),
-            self._http.post(f"{self._url}/datasets/{path}", data=data, params=query) as answer,
+            self._http.post(url, data=data, params=query, headers=given) as got,
         ):
-            return Said(answer.status, orjson.loads(await answer.read()))
+            return Reply(got.status, orjson.loads(await got.read()))
 
-    async def result(self, request_id: str, body: object) -> Said:
-        """Give a whole result, or an error in its place."""
-        return await self.post("result", body, request_id=request_id)
+    async def result(self, request_id: str, value: object) -> Reply:
+        """Give a whole result."""
+        return await self.post("result", value, request_id=request_id)
 
-    async def init(self, request_id: str, size: int, **changes: Any) -> Said:
-        """Announce a whole dataset as a stream."""
-        usual = {"status": 200, "size": size, "etag": ETAG, "length": size}
-        return await self.post("stream/init", Init(request_id, **(usual | changes)))
+    async def init(
+        self, request_id: str, length: int, *, status: int = 200, **over: Any
+    ) -> Reply:
+        """Begin a streamed answer with a body of so many bytes."""
+        return await self.post("stream/init", init(request_id, length, status=status, **over))
 
-    async def chunk(self, request_id: str, offset: int, data: bytes) -> Said:
-        """Send bytes of the body."""
-        return await self.post("stream/chunk", data, request_id=request_id, offset=str(offset))
+    async def chunk(
+        self,
+        request_id: str,
+        offset: int,
+        data: object,
+        *,
+        init: Init | None = None,
+        complete: Complete | None = None,
+    ) -> Reply:
+        """Send one chunk request, with the messages that ride in its headers."""
+        headers = {"Content-Type": "application/octet-stream"}
+        if init is not None:
+            headers[protocol.H_INIT] = wire.dumps(init).decode()
+        if complete is not None:
+            headers[protocol.H_COMPLETE] = wire.dumps(complete).decode()
+        return await self.post(
+            "stream/chunk", data, headers, request_id=request_id, offset=offset
+        )
 
-    async def complete(self, request_id: str, **members: Any) -> Said:
+    async def complete(self, request_id: str, **members: Any) -> Reply:
         """Give the closing word."""
         return await self.post("stream/complete", Complete(request_id, **members))
 
-    async def offset(self, request_id: str) -> Said:
+    async def offset(self, request_id: str) -> Reply:
         """Ask where to go on."""
-        url = f"{self._url}/datasets/stream/offset"
-        async with self._http.get(url, params={"request_id": request_id}) as answer:
-            return Said(answer.status, orjson.loads(await answer.read()))
+        url = f"{self.url}/datasets/stream/offset"
+        async with (
+            asyncio.timeout(SECONDS),
+            self._http.get(url, params={"request_id": request_id}, headers=self._headers) as got,
+        ):
+            return Reply(got.status, orjson.loads(await got.read()))
+
+    async def held_chunk(self, request_id: str, offset: int, length: int) -> "HeldPost":
+        """Begin a chunk request of so many bytes, of which none is sent yet."""
+        path = f"stream/chunk?request_id={request_id}&offset={offset}"
+        return await self.held_post(path, length)
+
+    async def held_post(self, path: str, length: int) -> "HeldPost":
+        """Begin any post, of whose body none is sent yet."""
+        at = urlsplit(self.url)
+        reader, writer = await asyncio.open_connection(at.hostname, at.port)
+        headers = {**self._headers, "Content-Length": str(length)}
+        writer.write(raw_http.head("POST", f"/datasets/{path}", headers))
+        held = HeldPost(reader, writer)
+        self._held.append(held)
+        return held
+
+    def close(self) -> None:
+        """Break off what is held."""
+        for held in self._held:
+            held.close()
+
+    def another(self) -> "PlayedConnector":
+        """Return another process with the same MAC."""
+        return PlayedConnector(self._http, self.url, self.mac)
+
+
+@dataclass(slots=True)
+class HeldPost:
+    """A post whose body comes as the test sends it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        """Send some of the body."""
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def reply(self) -> Reply | None:
+        """Wait for the answer, or None if the router breaks the connection off instead."""
+        data = bytearray()
+        async with asyncio.timeout(SECONDS):
+            with suppress(ConnectionError):
+                while part := await self.reader.read(65536):
+                    data += part
+        self.close()
+        if not data:
+            return None
+        answer = raw_http.parsed(bytes(data))
+        return Reply(answer.status, answer.json())
+
+    def close(self) -> None:
+        """Break the connection off."""
+        self.writer.transport.abort()
+
+
+def init(request_id: str, length: int, *, status: int = 200, **over: Any) -> Init:
+    """Return the init of a dataset of so many bytes, sent raw and whole."""
+    return replace(Init(request_id, status, length, "v1", length, modified_ns=10**18), **over)
 
 
 @asynccontextmanager
-async def playing(
-    url: str, mac: str, *, token: str | None = None, named: str | None = None
-) -> AsyncIterator[PlayedConnector]:
-    """Yield a connector without a socket yet; ``named`` is the MAC in its headers."""
-    headers = {protocol.H_CONNECTOR: named or mac}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    async with aiohttp.ClientSession(headers=headers) as http:
-        yield PlayedConnector(http, url, mac)
+async def played(url: str, mac: str) -> AsyncIterator[PlayedConnector]:
+    """Yield a connector that is connected."""
+    async with ClientSession() as http:
+        connector = PlayedConnector(http, url, mac)
+        try:
+            yield await connector.connect()
+        finally:
+            connector.close()
 
 
-@asynccontextmanager
-async def welcome(
-    url: str, mac: str, *, token: str | None = None
-) -> AsyncIterator[PlayedConnector]:
-    """Yield a connector that has been welcomed."""
-    async with playing(url, mac, token=token) as played:
-        await played.open()
-        await played.hello()
-        await played.welcomed()
-        yield played
-        await played.ws.close()
+# --- the client's side --------------------------------------------------------------------------
+
+
+def asking(
+    url: str, method: str, target: str, message: object = None
+) -> "asyncio.Task[Answer]":
+    """Ask as a client does, in the background."""
+    return asyncio.create_task(_asked(url, method, target, message))
+
+
+def wanting(url: str, mac: str, how: str = "stream", **members: Any) -> "asyncio.Task[Answer]":
+    """Ask for dataset ``d`` by ``POST /datasets/request-...``, in the background."""
+    asked = {"mac": mac, "dataset": "d", **members}
+    return asking(url, "POST", f"/datasets/request-{how}", asked)
+
+
+async def _asked(url: str, method: str, target: str, message: object) -> Answer:
+    body = b"" if message is None else orjson.dumps(message)
+    headers = {"Content-Length": str(len(body))} if body else {}
+    at = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    transport, came = await loop.create_connection(_Coming, at.hostname, at.port)
+    try:
+        transport.write(raw_http.head(method, target, headers) + body)
+        await came.end
+    finally:
+        transport.abort()
+    return raw_http.parsed(bytes(came.data))
+
+
+class _Coming(asyncio.Protocol):
+    """All that comes, also what came before a reset, which a stream's reader would drop."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.end = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.end.done():
+            self.end.set_result(None)
+
+
+def is_whole(answer: Answer) -> bool:
+    """Tell whether all came that was announced."""
+    return len(answer.body) == int(answer.headers["content-length"])

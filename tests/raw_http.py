@@ -1,5 +1,6 @@
 """HTTP by hand: a request's bytes as the test writes them, and all that comes back."""
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back until the connection closed; ``headers`` have lower-case names."""
+    """What came back; ``headers`` have lower-case names."""
 
     status: int
     headers: Mapping[str, str]
@@ -60,13 +61,22 @@ def ask(
     *,
     announced: int | None = None,
 ) -> Answer:
-    """Send one request and read to the end. ``announced`` is a length that may not follow."""
+    """Send one request and read its answer. ``announced`` is a length that may not follow.
+
+    An answer that should have no body is read until the connection closes, to see that.
+    """
     fields = dict(headers or {})
     if body or announced is not None:
         fields["Content-Length"] = str(len(body) if announced is None else announced)
     with connect(url) as sock:
         sock.sendall(head(method, target, fields) + body)
-        return parsed(read_all(sock))
+        data = b""
+        while b"\r\n\r\n" not in data and (part := sock.recv(1 << 20)):
+            data += part
+        length = _length(data)
+        if method == "HEAD" or length is None:
+            return parsed(data + read_all(sock))
+        return parsed(data + read_all(sock, length - len(data.partition(b"\r\n\r\n")[2])))
 
 
 def post(url: str, path: str, message: object, **headers: str) -> Answer:
@@ -75,12 +85,20 @@ def post(url: str, path: str, message: object, **headers: str) -> Answer:
     return ask(url, "POST", path, headers, body, announced=len(body))
 
 
-def read_all(sock: socket.socket) -> bytes:
-    """Read until the other side closes."""
+def read_all(sock: socket.socket, count: int | None = None) -> bytes:
+    """Read until the other side closes, or so many bytes are here."""
     data = bytearray()
-    while part := sock.recv(1 << 20):
+    while count is None or len(data) < count:
+        part = sock.recv(1 << 20)
+        if not part:
+            break
         data += part
     return bytes(data)
+
+
+def _length(head: bytes) -> int | None:
+    found = re.search(rb"\r\ncontent-length: (\d+)\r\n", head, re.IGNORECASE)
+    return None if found is None else int(found[1])
 
 
 def parsed(data: bytes) -> Answer:

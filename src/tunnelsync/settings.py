@@ -90,6 +90,9 @@ class RouterSettings:
     complete_seconds: float = _setting(30.0, "the closing word follows the last byte")
     chunk_queue: int = _setting(2, "the chunk being relayed and the one that starts where it ends")
     read_bytes: int = _setting(MIB, "measured: 64 KiB reads cost two thirds of the speed")
+    zero_copy: bool = _setting(
+        True, "Linux moves a stream's bytes inside the kernel; false copies them"
+    )
     message_bytes: int = _setting(64 * KIB, "one message on a connector's socket, or one request")
     result_bytes: int = _setting(4 * MIB, "a listing of 1000 long names")
     inline_result_bytes: int = _setting(MIB, "a result whose request_id is inside its body")

@@ -16,6 +16,14 @@ BIG = 8 * GIB
 SIZES = (0, 1, 1024, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES)
 
 
+@pytest.fixture(params=[True, False], ids=["spliced", "copied"])
+def zero_copy(request: pytest.FixtureRequest) -> bool:
+    """Both ways of the relay: they must not differ in what anybody sees."""
+    value = request.param
+    assert isinstance(value, bool)
+    return value
+
+
 def begun(target: Path, size: int = 8 * MIB) -> Callable[[], bool]:
     """Tell whether a fetch has brought so much already."""
     part = part_path(target)
@@ -69,8 +77,10 @@ def test_b9_a_sparse_dataset_over_4_gib_streams_whole(system: System, out: Path)
     (out / "sparse").unlink()
 
 
-def test_b1_connector_killed_midway_is_never_a_clean_end(system: System, out: Path) -> None:
-    system.router(resume_seconds=1)
+def test_b1_connector_killed_midway_is_never_a_clean_end(
+    system: System, out: Path, zero_copy: bool
+) -> None:
+    system.router(zero_copy=zero_copy, resume_seconds=1)
     connector = system.connector()
     sparse_file(system.tmp_path / "datasets" / "big", BIG)
     fetch = system.start("fetch", "--mode", "stream", MAC, "big", "-o", str(out / "big"))
@@ -115,9 +125,9 @@ def replace(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [shrink, grow, edit, replace])
 def test_b2_a_dataset_that_changes_while_it_is_read(
-    system: System, out: Path, change: Callable[[Path], None]
+    system: System, out: Path, zero_copy: bool, change: Callable[[Path], None]
 ) -> None:
-    system.router()
+    system.router(zero_copy=zero_copy)
     system.connector()
     source = sparse_file(system.tmp_path / "datasets" / "big", 512 * MIB)
     fetch = system.start("fetch", "--mode", "stream", MAC, "big", "-o", str(out / "big"))
@@ -128,8 +138,8 @@ def test_b2_a_dataset_that_changes_while_it_is_read(
     assert left(out) == []
 
 
-def test_b2_a_raw_stream_of_a_changed_dataset_is_cut(system: System) -> None:
-    router = system.router()
+def test_b2_a_raw_stream_of_a_changed_dataset_is_cut(system: System, zero_copy: bool) -> None:
+    router = system.router(zero_copy=zero_copy)
     system.connector()
     source = sparse_file(system.tmp_path / "datasets" / "big", 256 * MIB)
     with HeldGet(router.url, f"/datasets/{MAC}/big") as get:

@@ -11,10 +11,18 @@ from held import HeldGet
 from tunnelsync.settings import GIB, MIB
 
 
+@pytest.fixture(params=[True, False], ids=["spliced", "copied"])
+def zero_copy(request: pytest.FixtureRequest) -> bool:
+    """Both ways of the relay: they must not differ in what anybody sees."""
+    value = request.param
+    assert isinstance(value, bool)
+    return value
+
+
 def test_b12_the_data_connection_breaks_and_the_client_sees_nothing(
-    system: System, tmp_path: Path
+    system: System, tmp_path: Path, zero_copy: bool
 ) -> None:
-    router = system.router()
+    router = system.router(zero_copy=zero_copy)
     source = make_file(tmp_path / "datasets" / "data", 96 * MIB)
     with fault_proxy(router.port, cut_after=10 * MIB, cuts=4) as proxy:
         system.connector("--router", proxy.url)
@@ -26,8 +34,8 @@ def test_b12_the_data_connection_breaks_and_the_client_sees_nothing(
     assert sha256(tmp_path / "out") == sha256(source)
 
 
-def test_b12_a_raw_stream_goes_on_too(system: System, tmp_path: Path) -> None:
-    router = system.router()
+def test_b12_a_raw_stream_goes_on_too(system: System, tmp_path: Path, zero_copy: bool) -> None:
+    router = system.router(zero_copy=zero_copy)
     source = make_file(tmp_path / "datasets" / "data", 40 * MIB)
     with fault_proxy(router.port, cut_after=7 * MIB, cuts=3) as proxy:
         system.connector("--router", proxy.url)
@@ -38,8 +46,10 @@ def test_b12_a_raw_stream_goes_on_too(system: System, tmp_path: Path) -> None:
     assert bytes(body) == source.read_bytes()
 
 
-def test_b12_a_line_that_always_breaks_ends_with_an_error(system: System, tmp_path: Path) -> None:
-    router = system.router(resume_seconds=5)
+def test_b12_a_line_that_always_breaks_ends_with_an_error(
+    system: System, tmp_path: Path, zero_copy: bool
+) -> None:
+    router = system.router(zero_copy=zero_copy, resume_seconds=5)
     sparse_file(tmp_path / "datasets" / "data", GIB)
     with fault_proxy(router.port, cut_after=20_000, cuts=10**6) as proxy:
         system.connector("--router", proxy.url, backoff_first_seconds=0.01, resume_attempts=3)
@@ -50,9 +60,9 @@ def test_b12_a_line_that_always_breaks_ends_with_an_error(system: System, tmp_pa
 
 
 def test_p1_a_client_that_stops_reading_is_let_go_and_memory_stays_flat(
-    system: System, tmp_path: Path
+    system: System, tmp_path: Path, zero_copy: bool
 ) -> None:
-    router = system.router(idle_seconds=2)
+    router = system.router(zero_copy=zero_copy, idle_seconds=2)
     connector = system.connector()
     sparse_file(tmp_path / "datasets" / "data", 8 * GIB)
     with HeldGet(router.url, f"/datasets/{MAC}/data") as get:
@@ -77,9 +87,11 @@ def places_taken(system: System) -> int:
     return count
 
 
-def test_p2_a_client_that_leaves_frees_the_place(system: System, tmp_path: Path) -> None:
+def test_p2_a_client_that_leaves_frees_the_place(
+    system: System, tmp_path: Path, zero_copy: bool
+) -> None:
     """The next in line begins: within a second of the close, and far below any deadline."""
-    router = system.router()
+    router = system.router(zero_copy=zero_copy)
     connector = system.connector(places=1)
     sparse_file(tmp_path / "datasets" / "data", 8 * GIB)
     make_file(tmp_path / "datasets" / "small", 1000)
@@ -106,8 +118,10 @@ def bytes_read(pid: int) -> int:
     raise AssertionError("no rchar")
 
 
-def test_p3_cancelling_one_leaves_the_others(system: System, tmp_path: Path) -> None:
-    router = system.router()
+def test_p3_cancelling_one_leaves_the_others(
+    system: System, tmp_path: Path, zero_copy: bool
+) -> None:
+    router = system.router(zero_copy=zero_copy)
     system.connector()
     source = make_file(tmp_path / "datasets" / "data", 32 * MIB)
     gets = [HeldGet(router.url, f"/datasets/{MAC}/data") for _ in range(5)]

@@ -10,20 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
 
 from tunnelsync.errors import BadRequest, TunnelSyncError, WrongOffset
 
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """One chunk request: its head is parsed, its body is not read yet."""
+    """One chunk request: its head is parsed, its body is not read yet.
+
+    ``spliced`` says that its body did not pass through us, so its connection must end with it.
+    """
 
     offset: int
     length: int | None
     content: StreamReader
     abort: Callable[[], None]
     done: asyncio.Future[None]
+    protocol: BaseProtocol | None = None
     detached: bool = False
+    spliced: bool = False
 
     def finish(self, error: TunnelSyncError | None = None) -> None:
         """Let the chunk request be answered."""
@@ -34,6 +40,16 @@ class Chunk:
         else:
             self.done.set_exception(error)
             self.done.exception()  # its handler may be gone already
+
+    def splice(self, cut: Callable[[], None]) -> None:
+        """Let the body pass by the server; ``cut`` ends it then, for closing no longer does."""
+        abort, self.spliced = self.abort, True
+
+        def both() -> None:
+            cut()
+            abort()
+
+        self.abort = both
 
     def detach(self) -> None:
         """Break it off: whoever reads it stops, and what it still had to say is not taken."""

@@ -1,7 +1,8 @@
 """Bytes from a connector's uploads to a client's response, as they arrive.
 
-Nothing here looks inside the body. What was taken off an upload is written before more is read;
-an upload that breaks is followed by the next one, and the client sees nothing of it.
+Nothing here looks inside the body, and most of it stays in the kernel (see ``splice``). What was
+taken off an upload is written before more is read; an upload that breaks is followed by the next
+one, and the client sees nothing of it.
 """
 
 import asyncio
@@ -14,12 +15,15 @@ from tunnelsync import frames, protocol
 from tunnelsync.errors import Stalled, TunnelSyncError
 from tunnelsync.protocol import Coding
 from tunnelsync.router.chunks import Chunk
+from tunnelsync.router.splice import Splice, possible
 from tunnelsync.router.transfer import CLIENT_TAKES, ITS_RETURN, ResultBody, Transfer
 from tunnelsync.settings import RouterSettings
 
 LAST_WORDS_SECONDS = 5.0
 """How long a client has to take what is left after a failure, before it is cut off."""
 NEXT_BYTES = "the next bytes"
+SPLICE_FROM_BYTES = 4 * 1024 * 1024
+"""Below so many bytes left, the copies cost less than a pipe and another connection."""
 BROKEN = (ClientError, ConnectionError, web.PayloadAccessError)
 STARTED = "tunnelsync-started"
 """Where a request keeps its response once it is prepared: no other can be sent then."""
@@ -84,40 +88,117 @@ async def relay(
             chunks.check_stop()
             chunk = await chunks.next()
             deadline.expect(settings.idle_seconds, NEXT_BYTES)
-            if not await _relay_chunk(transfer, chunk, response, init.length):
+            if not await _relay_chunk(
+                transfer, chunk, request, response, zero_copy=settings.zero_copy
+            ):
                 deadline.expect(settings.resume_seconds, ITS_RETURN)
         await response.write_eof()
     transfer.last_byte()
 
 
 async def _relay_chunk(
-    transfer: Transfer, chunk: Chunk, response: web.StreamResponse, body_bytes: int
+    transfer: Transfer,
+    chunk: Chunk,
+    request: web.Request,
+    response: web.StreamResponse,
+    *,
+    zero_copy: bool,
 ) -> bool:
-    """Relay one upload to its end; False if it broke before that, or was detached."""
-    chunks, deadline, content = transfer.chunks, transfer.deadline, chunk.content
-    while chunks.taken < body_bytes:
-        try:
-            data = await content.readany()
-        except BROKEN:
-            chunks.drop(chunk)
-            return False
-        if chunk.detached:
-            return False
-        if not data:
-            break
-        data = data[: body_bytes - chunks.taken]
-        chunks.taken += len(data)
-        deadline.expected = CLIENT_TAKES
-        await response.write(data)
-        deadline.expected = NEXT_BYTES
-        deadline.alive()
-        transfer.wrote(len(data))
-        chunks.check_stop()
-    whole = chunk.length is None or chunks.taken >= chunk.offset + chunk.length
-    if chunks.taken < body_bytes:
-        chunks.drop(chunk)
+    """Relay one upload to its end; False if it broke before that, or was detached.
+
+    What comes with the heads is copied; a long rest stays in the kernel where that can be.
+    """
+    assert transfer.said.init is not None
+    chunks, body_bytes = transfer.chunks, transfer.said.init.length
+    end = body_bytes if chunk.length is None else chunk.offset + chunk.length
+    going = True
+    while going and chunks.taken < end:
+        long = zero_copy and transfer.written and end - chunks.taken >= SPLICE_FROM_BYTES
+        if long and chunk.protocol and possible(chunk.protocol.transport, request.transport):
+            going = await _splice(transfer, chunk, request, response, end)
+        else:
+            going = await _copy(transfer, chunk, response, end)
+    if chunk.detached:
+        return False
+    if chunks.taken >= body_bytes:
+        return True
+    chunks.drop(chunk)
+    unbroken = chunks.taken >= end or (chunk.length is None and chunk.content.exception() is None)
+    if unbroken:
         chunk.finish()
-    return whole
+    return unbroken
+
+
+async def _copy(transfer: Transfer, chunk: Chunk, response: web.StreamResponse, end: int) -> bool:
+    """Pass on what has arrived of an upload; False if nothing more will."""
+    try:
+        data = await chunk.content.readany()
+    except BROKEN:
+        return False
+    if chunk.detached or not data:
+        return False
+    await _write(transfer, response, data[: end - transfer.chunks.taken])
+    return True
+
+
+async def _write(transfer: Transfer, response: web.StreamResponse, data: bytes) -> None:
+    transfer.chunks.taken += len(data)
+    transfer.deadline.expected = CLIENT_TAKES
+    await response.write(data)
+    transfer.deadline.expected = NEXT_BYTES
+    transfer.deadline.alive()
+    transfer.wrote(len(data))
+    transfer.chunks.check_stop()
+
+
+async def _splice(
+    transfer: Transfer,
+    chunk: Chunk,
+    request: web.Request,
+    response: web.StreamResponse,
+    end: int,
+) -> bool:
+    """Move the rest of an upload from socket to socket; always returns False: nothing is left.
+
+    The server knows nothing of these bytes, so the upload's connection ends with them.
+    """
+    chunks, deadline, target = transfer.chunks, transfer.deadline, request.transport
+    assert chunk.protocol is not None
+    assert chunk.protocol.transport is not None
+    assert target is not None
+    try:
+        # Nothing is awaited from the last read to the pause, so no byte can come in between.
+        arrived = chunk.content.read_nowait(-1)
+    except BROKEN:
+        return False
+    chunk.protocol.pause_reading()
+    with Splice(chunk.protocol.transport, target) as way:
+        chunk.splice(way.cut)
+        try:
+            await _write(transfer, response, arrived)
+            deadline.expected = CLIENT_TAKES
+            target.set_write_buffer_limits(0)
+            await request.writer.drain()
+            target.set_write_buffer_limits()
+            while chunks.taken < end and not chunk.detached:
+                deadline.expected = NEXT_BYTES
+                count = await way.take(end - chunks.taken)
+                if not count:
+                    break
+                chunks.taken += count
+                deadline.expected = CLIENT_TAKES
+                while way.held:
+                    transfer.wrote(await way.put())
+                    deadline.alive()
+                chunks.check_stop()
+        except BaseException:
+            chunk.abort()
+            raise
+    if chunks.taken >= end:
+        chunk.content.feed_eof()
+    else:
+        chunk.abort()
+    return False
 
 
 @asynccontextmanager

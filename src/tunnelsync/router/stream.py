@@ -164,6 +164,7 @@ async def chunk(request: web.Request) -> web.Response:
         content=request.content,
         abort=transport.abort,
         done=asyncio.get_running_loop().create_future(),
+        protocol=request.protocol,
     )
     try:
         transfer.on_chunk(upload)
@@ -174,7 +175,10 @@ async def chunk(request: web.Request) -> web.Response:
         transfer.chunks.drop(upload)
     if said_complete is not None:
         transfer.on_complete(said_complete)
-    return json_answer({"offset": transfer.chunks.taken})
+    answer = json_answer({"offset": transfer.chunks.taken})
+    if upload.spliced:
+        answer.force_close()
+    return answer
 
 
 async def _said(request: web.Request, kind: type[Words]) -> tuple[Transfer, Words]:
