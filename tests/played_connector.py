@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
+from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import orjson
-from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
+from aiohttp import ClientSession, ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
 import raw_http
 from raw_http import Answer
@@ -21,6 +22,7 @@ from tunnelsync import protocol, wire
 from tunnelsync.protocol import Complete, Hello, Init
 
 SECONDS = 20.0
+GOODBYE_SECONDS = 1.0
 Json = dict[str, Any]
 
 
@@ -38,16 +40,35 @@ class Reply:
 
 
 class PlayedConnector:
-    """One connector: its socket of the moment, and its posts; see `played`."""
+    """One connector: its socket of the moment, and its posts; used with ``async with``.
 
-    def __init__(self, http: ClientSession, url: str, mac: str) -> None:
+    ``instance`` is that of its process: see `another`.
+    """
+
+    def __init__(self, url: str, mac: str) -> None:
         self.mac = mac
         self.url = url
         self.instance = secrets.token_hex(16)
         self.socket: ClientWebSocketResponse
-        self._http = http
+        self._http = ClientSession()
         self._headers = {protocol.H_CONNECTOR: mac}
+        self._sockets: list[ClientWebSocketResponse] = []
         self._held: list[HeldPost] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for held in self._held:
+            held.close()
+        for socket in self._sockets:
+            await socket.close()
+        await self._http.close()
 
     # --- the socket -------------------------------------------------------------------------
 
@@ -62,7 +83,9 @@ class PlayedConnector:
             protocols=(protocol.SUBPROTOCOL,),
             headers=self._headers,
             max_msg_size=0,
+            timeout=ClientWSTimeout(ws_close=GOODBYE_SECONDS),
         )
+        self._sockets.append(self.socket)
 
     async def connect(self) -> Self:
         """Open a socket, say hello, and be welcome."""
@@ -192,14 +215,9 @@ class PlayedConnector:
         self._held.append(held)
         return held
 
-    def close(self) -> None:
-        """Break off what is held."""
-        for held in self._held:
-            held.close()
-
     def another(self) -> "PlayedConnector":
         """Return another process with the same MAC."""
-        return PlayedConnector(self._http, self.url, self.mac)
+        return PlayedConnector(self.url, self.mac)
 
 
 @dataclass(slots=True)
@@ -216,15 +234,15 @@ class HeldPost:
 
     async def reply(self) -> Reply | None:
         """Wait for the answer, or None if the router breaks the connection off instead."""
-        data = bytearray()
-        async with asyncio.timeout(SECONDS):
-            with suppress(ConnectionError):
-                while part := await self.reader.read(65536):
-                    data += part
-        self.close()
-        if not data:
+        try:
+            async with asyncio.timeout(SECONDS):
+                head = await self.reader.readuntil(b"\r\n\r\n")
+                length = int(raw_http.parsed(head).headers["content-length"])
+                answer = raw_http.parsed(head + await self.reader.readexactly(length))
+        except (ConnectionError, asyncio.IncompleteReadError):
             return None
-        answer = raw_http.parsed(bytes(data))
+        finally:
+            self.close()
         return Reply(answer.status, answer.json())
 
     def close(self) -> None:
@@ -240,12 +258,8 @@ def init(request_id: str, length: int, *, status: int = 200, **over: Any) -> Ini
 @asynccontextmanager
 async def played(url: str, mac: str) -> AsyncIterator[PlayedConnector]:
     """Yield a connector that is connected."""
-    async with ClientSession() as http:
-        connector = PlayedConnector(http, url, mac)
-        try:
-            yield await connector.connect()
-        finally:
-            connector.close()
+    async with PlayedConnector(url, mac) as connector:
+        yield await connector.connect()
 
 
 # --- the client's side --------------------------------------------------------------------------

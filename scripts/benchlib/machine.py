@@ -12,7 +12,7 @@ from typing import Any
 import tunnelsync
 from benchlib import peers
 
-LIBRARIES = ("aiohttp", "aioboto3", "aiobotocore", "botocore", "blake3", "orjson", "uvloop", "yarl")
+LIBRARIES = ("aiohttp", "aioboto3", "aiobotocore", "botocore", "blake3", "orjson", "yarl")
 
 
 def facts(folder: Path, store: tuple[str, str] | None) -> dict[str, Any]:

@@ -47,11 +47,17 @@ class StoreSettings:
 
     endpoint: str = _setting("", "where the connector uploads; empty means no store")
     public_endpoint: str = _setting("", "what clients reach; empty means the endpoint")
-    region: str = _setting("us-east-1", "what S3-compatible stores expect when they have none")
-    bucket: str = _setting("tunnelsync", "one bucket of its own keeps permissions simple")
-    prefix: str = _setting("datasets", "keys begin with it, so a policy can name it")
-    create_bucket: bool = _setting(False, "a bucket is somebody's decision, so none is made")
-    url_lifetime_seconds: int = _setting(3600, "long enough to begin a download, short if leaked")
+    region: str = _setting(
+        "us-east-1", "region of the store; this is what stores without one expect"
+    )
+    bucket: str = _setting("tunnelsync", "bucket; one of its own keeps permissions simple")
+    prefix: str = _setting("datasets", "what every key begins with, so that a policy can name it")
+    create_bucket: bool = _setting(
+        False, "create the bucket if it is missing; else that is somebody's decision"
+    )
+    url_lifetime_seconds: int = _setting(
+        3600, "how long an address holds: enough to begin a download, short if leaked"
+    )
     access_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     secret_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     part_bytes: int = _setting(16 * MIB, "measured best with four at once; grows past 140 GiB")
@@ -73,9 +79,11 @@ class RouterSettings:
 
     table: ClassVar[str] = "router"
 
-    host: str = _setting("127.0.0.1", "loopback only, until there is a tokens file")
-    port: int = _setting(8080, "the usual one for HTTP behind a proxy; 0 picks a free one")
-    tokens: str = _setting("", "path of the tokens file; without it only loopback is served")
+    host: str = _setting("127.0.0.1", "address to listen on; loopback alone without a tokens file")
+    port: int = _setting(
+        8080, "port to listen on, the usual one behind a proxy; 0 picks a free one"
+    )
+    tokens: str = _setting("", "tokens file; without it only loopback is served")
     tls_cert: str = _setting("", "path of a PEM chain; empty serves plain http")
     tls_key: str = _setting("", "path of the PEM key that goes with it")
     heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")
@@ -116,12 +124,14 @@ class ConnectorSettings:
     table: ClassVar[str] = "connector"
 
     router: str = _setting("http://127.0.0.1:8080", "the router's address", env="ROUTER")
-    mac: str = _setting("", "empty means that of the interface that reaches the router")
+    mac: str = _setting("", "this connector's MAC; empty takes that of the interface to the router")
     root: str = _setting(".", "the folder whose regular files are the datasets")
     token: Secret = _setting(Secret(""), "never in argv", env="TOKEN")
     token_file: str = _setting("", "a file that holds the token alone", env="TOKEN_FILE")
-    allow_plaintext: bool = _setting(False, "http is for loopback only, unless told")
-    places: int = _setting(50, "dataset commands worked at once")
+    allow_plaintext: bool = _setting(
+        False, "use http:// to another host than this one; it can be read on the way"
+    )
+    places: int = _setting(50, "dataset commands worked at once; the others wait in line")
     waiting: int = _setting(1000, "dataset commands in line for a place")
     queue_wait_seconds: float = _setting(600.0, "then 503, so that nobody waits for ever")
     pool: int = _setting(100, "HTTP connections to the router: two for each place")
@@ -154,7 +164,9 @@ class ClientSettings:
     router: str = _setting("http://127.0.0.1:8080", "the router's address", env="ROUTER")
     token: Secret = _setting(Secret(""), "never in argv", env="TOKEN")
     token_file: str = _setting("", "a file that holds the token alone", env="TOKEN_FILE")
-    allow_plaintext: bool = _setting(False, "http is for loopback only, unless told")
+    allow_plaintext: bool = _setting(
+        False, "use http:// to another host than this one; it can be read on the way"
+    )
     store_origin: str = _setting("", "pins the store; empty trusts those the router announces")
     connect_seconds: float = _setting(10.0, "a router that does not answer by then is down")
     answer_seconds: float = _setting(7200.0, "the first byte: queue, then upload in mode offload")

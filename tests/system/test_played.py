@@ -8,7 +8,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
 
 import raw_http
 from harness import Router, System
@@ -660,8 +659,7 @@ GOOD = '{"type":"hello","mac":"MAC","version":"1","instance":"i","protocol":1}'
 )
 async def test_a_wrong_hello_closes_with_4004(shared: Router, hello: str | bytes) -> None:
     mac = next(MACS)
-    async with ClientSession() as http:
-        connector = PlayedConnector(http, shared.url, mac)
+    async with PlayedConnector(shared.url, mac) as connector:
         await connector.open()
         if isinstance(hello, bytes):
             await connector.say(hello.replace(b"MAC", mac.encode()))
@@ -690,8 +688,7 @@ def test_a_socket_without_the_subprotocol_is_refused(shared: Router) -> None:
 
 async def test_no_hello_within_the_deadline_closes_with_4004(system: System) -> None:
     url = system.router(ack_seconds=0.3).url
-    async with ClientSession() as http:
-        connector = PlayedConnector(http, url, next(MACS))
+    async with PlayedConnector(url, next(MACS)) as connector:
         await connector.open()
         assert await connector.close_code() == CLOSE_PROTOCOL
 
@@ -850,19 +847,19 @@ async def test_l8_a_second_hello_of_the_same_process_takes_over(connector: Playe
     await connector.chunk(flowing_id, 0, BODY[:1000], init=init(flowing_id, 3000))
     waiting = wanting(connector.url, connector.mac, "sync")
     waiting_id = await connector.command("get_dataset", ack=False)
-    second = connector.another()
-    second.instance = connector.instance
-    await second.open()
-    await second.say(second.hello())
-    assert (await second.hear()) == {"type": "welcome", "epoch": 2, "protocol": 1}
-    assert await second.command("get_dataset") == waiting_id
-    assert await connector.close_code() == CLOSE_REPLACED
-    await second.result(waiting_id, {"data": "x"})
-    assert (await waiting).json() == {"data": "x"}
-    await second.chunk(flowing_id, 1000, BODY[1000:])
-    await second.complete(flowing_id)
-    assert (await flowing).body == BODY
-    await still_works(second)
+    async with connector.another() as second:
+        second.instance = connector.instance
+        await second.open()
+        await second.say(second.hello())
+        assert (await second.hear()) == {"type": "welcome", "epoch": 2, "protocol": 1}
+        assert await second.command("get_dataset") == waiting_id
+        assert await connector.close_code() == CLOSE_REPLACED
+        await second.result(waiting_id, {"data": "x"})
+        assert (await waiting).json() == {"data": "x"}
+        await second.chunk(flowing_id, 1000, BODY[1000:])
+        await second.complete(flowing_id)
+        assert (await flowing).body == BODY
+        await still_works(second)
 
 
 async def test_l8_a_transfer_that_flows_outlives_the_socket_and_its_grace(system: System) -> None:
@@ -896,18 +893,18 @@ async def test_l6_another_process_replaces_and_both_commands_in_flight_end(
     await connector.chunk(flowing_id, 0, sent, init=begin)
     waiting = wanting(connector.url, connector.mac, "sync")
     waiting_id = await connector.command("get_dataset")
-    second = connector.another()
-    await second.connect()
-    assert await connector.close_code() == CLOSE_REPLACED
-    answer = await waiting
-    assert (answer.status, answer.code) == (503, "connector_replaced")
-    blocks, error = decoded((await flowing).body)
-    assert blocks == blocks_of(BLOCKS)[:1]
-    assert error is not None
-    assert error.code == "connector_replaced"
-    for request_id in (waiting_id, flowing_id):
-        told = await receipt(second, request_id)
-        assert (told["outcome"], told["error"]["code"]) == ("offline", "connector_replaced")
-    assert (await second.result(waiting_id, {"data": "x"})).status == 410
-    assert (await second.chunk(flowing_id, len(sent), b"x")).status == 410
-    await still_works(second)
+    async with connector.another() as second:
+        await second.connect()
+        assert await connector.close_code() == CLOSE_REPLACED
+        answer = await waiting
+        assert (answer.status, answer.code) == (503, "connector_replaced")
+        blocks, error = decoded((await flowing).body)
+        assert blocks == blocks_of(BLOCKS)[:1]
+        assert error is not None
+        assert error.code == "connector_replaced"
+        for request_id in (waiting_id, flowing_id):
+            told = await receipt(second, request_id)
+            assert (told["outcome"], told["error"]["code"]) == ("offline", "connector_replaced")
+        assert (await second.result(waiting_id, {"data": "x"})).status == 410
+        assert (await second.chunk(flowing_id, len(sent), b"x")).status == 410
+        await still_works(second)

@@ -140,6 +140,11 @@ def _without_its_text(record: logging.LogRecord) -> bool:
     return True
 
 
+async def _unnamed(request: web.Request, response: web.StreamResponse) -> None:
+    """Say what answers, but not on which versions it runs."""
+    response.headers["Server"] = "tunnelsync"
+
+
 async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     """Serve until a signal. The first one drains; returns False if a second one cut that short.
 
@@ -156,6 +161,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     )
     app = web.Application(middlewares=[answers], client_max_size=settings.message_bytes)
     app[ACCESS], app[ROUTER] = access, router
+    app.on_response_prepare.append(_unnamed)
     app.add_routes(routes())
     runner = web.AppRunner(
         app,
