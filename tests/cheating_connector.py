@@ -90,7 +90,7 @@ class CheatingConnector:
 
     async def init(self, request_id: str, size: int, /, **changes: Any) -> Said:
         """Announce a whole dataset as a stream."""
-        usual = {"status": 200, "size": size, "etag": ETAG, "length": size}
+        usual: dict[str, Any] = {"status": 200, "size": size, "etag": ETAG, "length": size}
         return await self.post("stream/init", Init(request_id, **(usual | changes)))
 
     async def chunk(self, request_id: str, offset: int, data: bytes) -> Said:
