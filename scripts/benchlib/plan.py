@@ -51,4 +51,4 @@ class Plan:
 
     def row_deadline(self) -> float:
         """Return until when rounds of the next row may begin."""
-        return min(self.deadline, time.monotonic() + (3 if self.quick else 40))
+        return min(self.deadline, time.monotonic() + (3 if self.quick else 30))

@@ -15,7 +15,7 @@ from yarl import URL
 from cli.ran import ran
 from played_router import MAC, content, json, played, played_raw, streamed
 from tunnelsync.client import TunnelSync
-from tunnelsync.client.link import proxy_for
+from tunnelsync.dial import proxy_for
 from tunnelsync.errors import (
     BadSetting,
     PlaintextRefused,

@@ -92,6 +92,12 @@ def test_conditions_are_taken_as_they_came() -> None:
     assert conditions() == Conditions()
     several = conditions(("if-match", '"a"'), ("IF-MATCH", '"b"'), ("Range", "bytes=0-9"))
     assert several == Conditions(range="bytes=0-9", if_match='"a", "b"')
+    everything = conditions(
+        ("If-None-Match", "*"),
+        ("If-Range", '"v"'),
+        ("If-Modified-Since", "x"),
+        ("If-Unmodified-Since", "y"),
+    )
     assert everything == Conditions(
         if_none_match="*", if_range='"v"', if_modified_since="x", if_unmodified_since="y"
     )

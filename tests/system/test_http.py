@@ -537,36 +537,31 @@ def test_a_body_over_the_limit_is_413(url: str) -> None:
 
 
 def test_a_chunked_body_over_the_limit_is_413_too(url: str) -> None:
-    chunks = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
-    chunked = {"Transfer-Encoding": "chunked"}
-    answer = raw_http.ask(
-        url, "POST", "/datasets/request-sync", chunked, chunks * 5 + b"0\r\n\r\n", announced=None
-    )
-    assert answer.status in (400, 413)  # 400: a length and chunks at once
+    chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
+    with raw_http.connect(url) as sock:
+        sock.sendall(
+            raw_http.head("POST", "/datasets/request-sync", {"Transfer-Encoding": "chunked"})
+            + chunk * 5
+        )
+        answer = raw_http.parsed(raw_http.read_all(sock))
+    assert (answer.status, answer.code) == (413, "too_large")
 
 
 @pytest.mark.parametrize(
-    "extra",
+    "members",
     [
-        {"if_match": "x" * 65_400},
-        {"if_match": "\\u0001" * 10_800},
-        {"accept": ["stream"] * 7_240},
-        {"dataset": "\\u0001" * 4_096},
-        {"dataset": "\\u0001" * 4_096, "if_match": "\\\\" * 8_000},
+        '"dataset":"a.bin","if_match":"' + "x" * 65_400 + '"',
+        '"dataset":"a.bin","if_match":"' + "\\u0001" * 10_800 + '"',
+        '"dataset":"a.bin","accept":["stream"' + ',"stream"' * 7_240 + "]",
+        '"dataset":"' + "\\u0001" * 4_096 + '"',
+        '"dataset":"' + "\\u0001" * 4_096 + '","if_match":"' + "\\\\" * 8_000 + '"',
     ],
 )
 def test_no_request_makes_a_message_too_long_for_the_connector(
-    system: System, url: str, extra: dict[str, object]
+    system: System, url: str, members: str
 ) -> None:
     connector = system.processes[1]
-    fields = {"mac": MAC, "dataset": "a.bin", **extra}
-    parts = ",".join(
-        f'"{name}":"{value}"'
-        if isinstance(value, str)
-        else f'"{name}":[{",".join(f"{one!r}" for one in value)}]'.replace("'", '"')
-        for name, value in fields.items()
-    )
-    body = f"{{{parts}}}".encode()
+    body = f'{{"mac":"{MAC}",{members}}}'.encode()
     assert len(body) <= 65_536
     answer = raw_http.post(url, "/datasets/request-auto", body)
     assert answer.status in (200, 400, 404, 412), answer

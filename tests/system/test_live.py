@@ -12,6 +12,7 @@ import pytest
 from harness import MAC, Completed, System, make_file, sha256, sparse_file, wait_until
 from held import HeldGet
 from tunnelsync.client import TunnelSync
+from tunnelsync.protocol import Mode
 from tunnelsync.settings import GIB, MIB
 
 OTHER = "cc-28-aa-00-11-33"
@@ -133,12 +134,14 @@ def test_l7_sixty_streams_fifty_places(system: System, tmp_path: Path) -> None:
         rows = system.cli("connectors", "--json").json()["connectors"]
         assert rows[0]["transfers"] == 60
         assert len(held) == 50
-        for at in range(60):
-            wait_until(lambda at=at: len(held) > at, 60, "a place to be free")
-            body, whole = held[at].rest()
+        done: list[HeldGet] = []
+        while len(done) < 60:
+            wait_until(lambda: len(held) > len(done), 60, "a place to be free")
+            done.append(held[len(done)])
+            body, whole = done[-1].rest()
             assert whole
             assert hashlib.sha256(body).hexdigest() == sha256(source)
-            held[at].body.clear()
+            done[-1].body.clear()
         for future in starting:
             future.result(10)
 
@@ -149,7 +152,7 @@ async def test_l7_sixty_fetches_at_once_are_all_verified(system: System, tmp_pat
     source = make_file(tmp_path / "datasets" / "data", 9 * MIB)
     async with TunnelSync(router.url) as ts:
         fetched = await asyncio.gather(
-            *(ts.fetch(MAC, "data", tmp_path / f"out {n}", mode="stream") for n in range(60))
+            *(ts.fetch(MAC, "data", tmp_path / f"out {n}", mode=Mode.STREAM) for n in range(60))
         )
     assert len({one.root for one in fetched}) == 1
     assert {sha256(tmp_path / f"out {n}") for n in range(60)} == {sha256(source)}

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,7 +160,7 @@ def test_p5_over_the_cap_is_refused_before_a_byte_is_sent(system: System, tmp_pa
 
 @pytest.mark.parametrize("who", ["router", "connector"])
 def test_p5_the_sum_of_all_buffers_has_a_budget(system: System, tmp_path: Path, who: str) -> None:
-    budget = {"buffers_bytes": 2 * MIB}
+    budget: dict[str, Any] = {"buffers_bytes": 2 * MIB}
     system.router(**(budget if who == "router" else {}))
     system.connector(**(budget if who == "connector" else {}))
     make_file(tmp_path / "datasets" / "data", 4 * MIB)

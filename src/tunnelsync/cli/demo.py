@@ -7,8 +7,6 @@ besides the verification that is built in. Nothing is left behind, whatever ends
 import asyncio
 import contextlib
 import os
-import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -19,9 +17,10 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import demo_store, options, output
+from tunnelsync.cli import demo_report, demo_store, options, output
 from tunnelsync.cli.demo_data import LARGE, MEDIUM, TABLE, Site, make_site, sha256
-from tunnelsync.cli.demo_parts import Child, Children, temporary_folder
+from tunnelsync.cli.demo_parts import Child, Children, new_folder, temporary_folder
+from tunnelsync.cli.demo_report import Row
 from tunnelsync.cli.running import INTERRUPTED
 from tunnelsync.client import TunnelSync
 from tunnelsync.errors import TunnelSyncError, VerificationFailed
@@ -51,26 +50,6 @@ class System:
     url: str
     sites: Sequence[Site]
     modes: frozenset[Mode]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One fetch; ``error`` is None if all of it came and equals its source."""
-
-    mode: Mode
-    mac: str
-    dataset: str
-    size_bytes: int
-    router_peak_bytes: int | None
-    mode_used: Mode | None = None
-    seconds: float | None = None
-    first_byte_seconds: float | None = None
-    error: TunnelSyncError | None = None
-
-    @property
-    def megabytes_per_second(self) -> float | None:
-        """The rate in 10**6 bytes per second, None for a fetch that failed."""
-        return self.size_bytes / 1e6 / self.seconds if self.seconds else None
 
 
 @click.command()
@@ -113,21 +92,19 @@ def _heeded() -> Iterator[signal.Signals]:
 
 
 async def _demo(*, keep: bool, as_json: bool) -> int:
-    with temporary_folder() as folder, demo_store.sockets_removed() as ports:
-        with Children(folder) as children:
-            with _progress() as tell:
-                system = await _started(folder, children, ports, tell)
-                rows = await _rows(system, folder, tell)
-            _print(rows, system, keep=keep, as_json=as_json)
-            failed = [row.error for row in rows if row.error]
-            if failed:
-                with contextlib.suppress(BrokenPipeError):
-                    children.check()
-            if keep:
-                _print_commands(system, folder, output.say if as_json else output.line)
-                output.flush()
-                await _until_stopped(children)
-    return failed[0].exit_code if failed else 0
+    with (
+        temporary_folder() as folder,
+        demo_store.sockets_removed() as ports,
+        Children(folder) as children,
+    ):
+        with _progress() as tell:
+            system = await _started(folder, children, ports, tell)
+            rows = await _rows(system, folder, tell)
+        code = _report(rows, as_json=as_json)
+        children.check()
+        if keep:
+            await _stay(system, children, output.say if as_json else output.line)
+    return code
 
 
 async def _started(folder: Path, children: Children, ports: set[int], tell: Tell) -> System:
@@ -152,14 +129,14 @@ async def _started(folder: Path, children: Children, ports: set[int], tell: Tell
     sites, connectors = [], []
     for mac in MACS:
         tell(f"making the data of connector {mac}")
-        site = await make_site(mac, folder / mac)
+        site = await make_site(mac, new_folder(folder / mac))
         flags = ("--mac", mac, "--root", str(site.root))
         connector = (*command, "connector", *flags)
         connectors.append(children.start(f"connector {mac}", connector, environ))
         sites.append(site)
     for child in connectors:
         await child.logged(r"(connected) to")
-    modes = frozenset(Mode) - (frozenset() if program else {Mode.OFFLOAD})
+    modes = frozenset(Mode) if program else frozenset(Mode) - {Mode.OFFLOAD}
     return System(router, url, sites, modes)
 
 
@@ -188,7 +165,7 @@ async def _fetched(
         fetched = await ts.fetch(site.mac, dataset, target, mode=mode)
         peak = router.peak_bytes()
         same = await sha256(target) == site.sha256[dataset]
-        target.unlink()
+        os.unlink(target)
     except TunnelSyncError as exc:
         return Row(mode, site.mac, dataset, size, router.peak_bytes(), error=exc)
     return Row(
@@ -204,19 +181,53 @@ async def _fetched(
     )
 
 
-def _print(rows: Sequence[Row], system: System, *, keep: bool, as_json: bool) -> None:
+def _report(rows: Sequence[Row], *, as_json: bool) -> int:
+    """Print what came, and return the exit code: that of the first error."""
     errors = [row.error for row in rows if row.error]
-    for row in rows:
-        if row.error:
-            output.say(f"{row.mode.value} {row.dataset} from {row.mac}: {row.error.message}")
+    demo_report.told(rows)
     if not as_json:
-        _print_table(rows)
-        return
-    members: dict[str, Any] = {"rows": [_members(row) for row in rows]}
-    if keep:
-        members |= {"router": system.url}
-    if errors:
-        output.json({"status": "error", "error": errors[0].to_wire(), **members})
+        demo_report.table(rows)
     else:
-        output.success(**members)
+        members = {"rows": [demo_report.members(row) for row in rows]}
+        if errors:
+            output.json({"status": "error", "error": errors[0].to_wire(), **members})
+        else:
+            output.success(**members)
     output.flush()
+    return errors[0].exit_code if errors else 0
+
+
+async def _stay(system: System, children: Children, tell: Tell) -> None:
+    """Print commands to try, and wait for a signal, which ends the demo as it should.
+
+    Raises `Unavailable` if a child ends before.
+    """
+    macs = [site.mac for site in system.sites]
+    tell("")
+    tell("The demo stays up. To try in another terminal:")
+    tell("")
+    for command in demo_report.commands(system.url, macs, system.modes):
+        tell(f"  {command}")
+    tell("")
+    tell("Ctrl-C ends it, and removes all but what you fetched.")
+    output.flush()
+    stopped = asyncio.Event()
+    for number in _heeded():
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    while not stopped.is_set():
+        children.check()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CHECK_SECONDS):
+                await stopped.wait()
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """Show on a terminal what is being done; say nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("", spinner="line") as status:
+        yield lambda text: status.update(output.escaped(text))

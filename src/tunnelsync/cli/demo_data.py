@@ -6,7 +6,6 @@ and no thread goes on writing into a folder that is being removed.
 
 import asyncio
 import hashlib
-import os
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,8 +34,7 @@ class Site:
 
 
 async def make_site(mac: str, root: Path) -> Site:
-    """Make the datasets of one connector; those of two connectors differ in every block."""
-    root.mkdir()
+    """Make the datasets of one connector in an empty root; no two connectors have a block alike."""
     parts: dict[str, Callable[[], Iterator[bytes]]] = {
         TABLE: lambda: _orders(random.Random(mac)),
         MEDIUM: lambda: _random(8 * MIB),
@@ -80,8 +78,10 @@ def _read(path: Path) -> Steps:
 
 
 def _random(size_bytes: int) -> Iterator[bytes]:
-    for _ in range(0, size_bytes, STEP_BYTES):
-        yield os.urandom(STEP_BYTES)
+    """Yield steps that nothing can compress, each another window into a few random bytes."""
+    pool = random.randbytes(STEP_BYTES + size_bytes // STEP_BYTES)
+    for start in range(size_bytes // STEP_BYTES):
+        yield pool[start : start + STEP_BYTES]
 
 
 def _orders(chance: random.Random) -> Iterator[bytes]:

@@ -66,6 +66,12 @@ def temporary_folder() -> Iterator[Path]:
             output.say(f"could not remove all of {folder}: remove it by hand")
 
 
+def new_folder(path: Path) -> Path:
+    """Make a folder, and return it."""
+    path.mkdir()
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
     """A process that we started, and the file that it logs to."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tunnelsync.cli.demo_parts import POLL_SECONDS, START_SECONDS, Child, Children
+from tunnelsync.cli.demo_parts import POLL_SECONDS, START_SECONDS, Child, Children, new_folder
 from tunnelsync.errors import StoreUnavailable, Unavailable
 
 STARTS = 3  # another process may take a port between the choice and the start
@@ -74,8 +74,7 @@ async def start(children: Children, program: str, folder: Path, used: set[int]) 
     for attempt in range(1, STARTS + 1):
         ports = dict(zip(SERVICES, _free_ports(), strict=True))
         used |= {port + shift for port in ports.values() for shift in (0, GRPC_SHIFT)}
-        data = folder / f"store-{attempt}"
-        data.mkdir()
+        data = new_folder(folder / f"store-{attempt}")
         command = [program, "mini", f"-dir={data}", "-admin.ui=false", "-webdav=false"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         command += [

@@ -176,6 +176,9 @@ def start_log(level: str) -> None:
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for chatty in ("aioboto3", "aiobotocore", "boto3", "botocore"):
+        # At debug they log signed headers, which are secrets.
+        logging.getLogger(chatty).setLevel(max(logging.INFO, logging.root.level))
 
 
 class _Escaping(logging.Formatter):

@@ -11,7 +11,14 @@ from contextlib import suppress
 from aiohttp import WSMsgType, web
 
 from tunnelsync import protocol
-from tunnelsync.errors import BadRequest, Forbidden, RouterBusy, TunnelSyncError, Unsupported
+from tunnelsync.errors import (
+    BadRequest,
+    Forbidden,
+    RouterBusy,
+    TooLarge,
+    TunnelSyncError,
+    Unsupported,
+)
 from tunnelsync.identity import Mac, mac_address
 from tunnelsync.router.access import connector_of
 from tunnelsync.router.context import ROUTER
@@ -27,18 +34,24 @@ SPARE_MESSAGES = 64
 class SocketLink:
     """A `Link` over a WebSocket."""
 
-    def __init__(self, socket: web.WebSocketResponse, request: web.Request, limit: int) -> None:
+    def __init__(
+        self, socket: web.WebSocketResponse, request: web.Request, settings: RouterSettings
+    ) -> None:
         self._socket = socket
         self._transport = request.transport
-        self._queue: asyncio.Queue[protocol.FromRouter | tuple[int, str]] = asyncio.Queue()
-        self._limit = limit
+        self._queue: asyncio.Queue[str | tuple[int, str]] = asyncio.Queue()
+        self._limit = settings.command_queue + SPARE_MESSAGES
+        self._message_bytes = settings.message_bytes
         self.closing = False
 
     def send(self, message: protocol.FromRouter) -> None:
-        """Queue a message; raise `RouterBusy` when the queue is full."""
+        """Queue a message; raise `RouterBusy` when the queue is full, `TooLarge` for a long one."""
+        text = protocol.encode(message)
+        if len(text.encode()) > self._message_bytes:
+            raise TooLarge(f"a command of {len(text)} characters is over the limit of a message")
         if self._queue.qsize() >= self._limit:
             raise RouterBusy("the connector does not take its commands fast enough")
-        self._queue.put_nowait(message)
+        self._queue.put_nowait(text)
 
     def close(self, code: int, reason: str) -> None:
         """Say good-bye, after what is queued."""
@@ -55,7 +68,7 @@ class SocketLink:
                         code, reason = message
                         await self._socket.close(code=code, message=reason.encode()[:120])
                         return
-                    await self._socket.send_str(protocol.encode(message))
+                    await self._socket.send_str(message)
         except (TimeoutError, ConnectionError):
             if self._transport is not None:
                 self._transport.abort()
@@ -65,7 +78,7 @@ async def connect(request: web.Request) -> web.StreamResponse:
     """``GET /connectors/ws``: keep a connector's socket until one side ends it."""
     router = request.app[ROUTER]
     settings = router.settings
-    grant, bound = connector_of(request)
+    _, bound = connector_of(request)
     offered = request.headers.get("Sec-WebSocket-Protocol", "")
     if protocol.SUBPROTOCOL not in [one.strip() for one in offered.split(",")]:
         raise Unsupported(f"this router speaks {protocol.SUBPROTOCOL} on a WebSocket, alone")
@@ -80,13 +93,14 @@ async def connect(request: web.Request) -> web.StreamResponse:
         timeout=settings.ack_seconds,
     )
     await socket.prepare(request)
-    link = SocketLink(socket, request, settings.command_queue + SPARE_MESSAGES)
+    link = SocketLink(socket, request, settings)
     writer = asyncio.create_task(link.write(settings.ack_seconds))
     session: Session | None = None
     try:
         hello = await _hello(socket, settings, bound)
         mac = mac_address(hello.mac)
         router.switchboard.check_room(mac)
+        grant, _ = connector_of(request)  # again: it may have been revoked since the handshake
         token = grant.sha256 if grant is not None else None
         session = router.switchboard.announce(mac, hello, link, token)
         if session is not None:

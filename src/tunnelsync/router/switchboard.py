@@ -40,7 +40,7 @@ class Link(Protocol):
     """What carries messages to one connector. Neither method waits."""
 
     def send(self, message: protocol.FromRouter) -> None:
-        """Queue a message; raise `RouterBusy` when the queue is full."""
+        """Queue a message; raise `RouterBusy` when the queue is full, `TooLarge` for a long one."""
 
     def close(self, code: int, reason: str) -> None:
         """Say good-bye, after what is queued."""
@@ -266,7 +266,7 @@ class Switchboard:
         try:
             if session.link is not None:
                 session.link.send(transfer.command)
-        except RouterBusy as error:
+        except TunnelSyncError as error:
             transfer.end_with(error)
             raise
         session.unacked[transfer.request_id] = transfer.command

@@ -1,0 +1,860 @@
+"""Mode offload with a real S3 server: by the store or not at all, and never a wrong byte."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+import raw_http
+from harness import (
+    MAC,
+    Completed,
+    Process,
+    System,
+    environ_of,
+    make_file,
+    sha256,
+    sparse_file,
+    wait_until,
+)
+from played_connector import PlayedConnector, played, wanting
+from played_router import content, digests_of
+from played_router import played as served
+from s3 import S3Server, s3_server
+from tunnelsync import frames
+from tunnelsync.frames import BLOCK_BYTES
+from tunnelsync.protocol import OffloadAnswer
+from tunnelsync.settings import MIB, StoreSettings
+
+BUCKET = "offload"
+PREFIXES = (f"test-{n}" for n in count())
+SIZES = (0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 40 * MIB)
+SECONDS = 30.0
+
+
+def environ(server: S3Server, **over: Any) -> dict[str, str]:
+    """Return the settings of the store as a user gives them; nothing counts as young."""
+    quick = {"settle_seconds": 0.0, "attempts": 1}
+    found = server.settings(over.pop("bucket", BUCKET), **(quick | over))
+    values = {spec.name: getattr(found, spec.name) for spec in fields(found)}
+    return environ_of(StoreSettings, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What one test has in the store, seen from outside by boto; each upload is a version."""
+
+    client: Any
+    prefix: str
+
+    def keys(self) -> list[str]:
+        """Return the keys of the objects."""
+        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=self.prefix)
+        return [one["Key"] for one in found.get("Contents", [])]
+
+    def key(self, name: str) -> str:
+        """Return the one key that ends so."""
+        (found,) = (key for key in self.keys() if key.endswith("/" + name))
+        return found
+
+    def put_count(self, name: str) -> int:
+        """Return how often objects of that name have been put."""
+        found = self.client.list_object_versions(Bucket=BUCKET, Prefix=self.prefix)
+        return sum(one["Key"].endswith("/" + name) for one in found.get("Versions", []))
+
+    def uploads(self) -> list[str]:
+        """Return the keys of the multipart uploads that are open."""
+        found = self.client.list_multipart_uploads(Bucket=BUCKET, Prefix=self.prefix)
+        return [one["Key"] for one in found.get("Uploads", [])]
+
+    def get(self, key: str) -> bytes:
+        """Return an object."""
+        data = self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        assert isinstance(data, bytes)
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Replace an object, as somebody else would: its metadata stay."""
+        with_what = self.client.head_object(Bucket=BUCKET, Key=key)["Metadata"]
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=data, Metadata=with_what)
+
+
+@pytest.fixture(scope="module")
+def outside(store_server: S3Server) -> Any:
+    """A client that looks at the store without our code, in a bucket that keeps versions."""
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=store_server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=store_server.access_key,
+        aws_secret_access_key=store_server.secret_key,
+    )
+    client.create_bucket(Bucket=BUCKET)
+    versions = {"Status": "Enabled"}
+    client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration=versions)
+    return client
+
+
+@pytest.fixture
+def shelf(outside: Any) -> Shelf:
+    return Shelf(outside, next(PREFIXES))
+
+
+@contextmanager
+def running(tmp_path: Path, store: dict[str, str]) -> Iterator[System]:
+    """Give every process of a test a store."""
+    started = System(tmp_path, environ=store)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture
+def stored(tmp_path: Path, store_server: S3Server, shelf: Shelf) -> Iterator[System]:
+    """Nothing started yet, and a store for all that will be."""
+    with running(tmp_path, environ(store_server, prefix=shelf.prefix)) as system:
+        yield system
+
+
+def fetch(system: System, mode: str, target: Path, *args: str, **env: str) -> Completed:
+    """Fetch dataset ``d`` into a file."""
+    return system.cli("fetch", "--mode", mode, MAC, "d", "-o", target, "--json", *args, env=env)
+
+
+def told(done: Completed) -> str:
+    """Return message and hint of an error, as a user reads them."""
+    error = done.json()["error"]
+    return f"{error['message']}\n{error['hint']}"
+
+
+def offered(system: System) -> dict[str, Any]:
+    """Ask for dataset ``d`` in mode offload, and download nothing."""
+    asked = {"mac": MAC, "dataset": "d"}
+    answer = raw_http.post(system.url, "/datasets/request-offload", asked)
+    assert answer.status == 200, answer
+    return answer.json()
+
+
+def free_port() -> int:
+    """Return a port where nobody listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    assert isinstance(port, int)
+    return port
+
+
+# --- B9 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["offload", "auto"])
+def test_b9_sizes_around_a_block_arrive_whole_by_the_store(
+    stored: System, tmp_path: Path, shelf: Shelf, mode: str
+) -> None:
+    stored.router()
+    stored.connector(auto_offload_bytes=1)
+    for size in SIZES:
+        source = make_file(tmp_path / "datasets" / "d", size, seed=size)
+        done = fetch(stored, mode, tmp_path / f"out {size}")
+        assert done.code == 0, done.err
+        by = "stream" if mode == "auto" and size == 0 else "offload"
+        assert (done.json()["mode"], done.json()["mode_used"]) == (mode, by)
+        target = tmp_path / f"out {size}"
+        assert target.stat().st_size == size
+        assert sha256(target) == sha256(source)
+        assert target.stat().st_mtime_ns == source.stat().st_mtime_ns
+    assert shelf.put_count("data") == len(SIZES) - (mode == "auto")
+    assert shelf.uploads() == []
+
+
+def test_auto_streams_what_is_small(stored: System, tmp_path: Path, shelf: Shelf) -> None:
+    stored.router()
+    stored.connector(auto_offload_bytes=2 * MIB)
+    make_file(tmp_path / "datasets" / "d", 2 * MIB - 1)
+    assert fetch(stored, "auto", tmp_path / "out").json()["mode_used"] == "stream"
+    assert shelf.keys() == []
+
+
+# --- S3: no store, or none that works -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["that was used before", "from the start"])
+def test_s3_with_the_store_down_offload_says_so_and_auto_streams(
+    tmp_path: Path, store_server: S3Server, used: bool
+) -> None:
+    source = make_file(tmp_path / "datasets" / "d", 9 * MIB)
+    with s3_server() as own, running(tmp_path, environ(own)) as system:
+        system.router()
+        connector = system.connector(auto_offload_bytes=1)
+        if used:
+            assert fetch(system, "auto", tmp_path / "first").json()["mode_used"] == "offload"
+        own.stop()
+        done = fetch(system, "offload", tmp_path / "out")
+        assert done.code == 5, done.out
+        assert own.endpoint in told(done)
+        assert "--mode stream" in told(done)
+        assert not (tmp_path / "out").exists()
+        done = fetch(system, "auto", tmp_path / "out")
+        assert done.code == 0, done.out
+        assert done.json()["mode_used"] == "stream"
+        assert sha256(tmp_path / "out") == sha256(source)
+        connector.wait_for_line("streamed instead")
+
+
+def test_s3_a_store_that_only_the_connector_reaches(
+    tmp_path: Path, store_server: S3Server, shelf: Shelf
+) -> None:
+    """The upload works, the download does not: auto asks again, for a stream alone."""
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    source = make_file(tmp_path / "datasets" / "d", 9 * MIB)
+    store = environ(store_server, prefix=shelf.prefix, public_endpoint=nowhere)
+    with running(tmp_path, store) as system:
+        system.router()
+        system.connector(auto_offload_bytes=1)
+        done = fetch(system, "offload", tmp_path / "out")
+        assert done.code == 5, done.out
+        assert nowhere in told(done)
+        assert "--mode stream" in told(done)
+        assert "X-Amz" not in done.out + done.err
+        assert not (tmp_path / "out").exists()
+        done = fetch(system, "auto", tmp_path / "out")
+        assert (done.code, done.json()["mode_used"]) == (0, "stream")
+        assert sha256(tmp_path / "out") == sha256(source)
+
+
+def test_s3_a_silent_store_has_a_deadline(
+    tmp_path: Path, store_server: S3Server, shelf: Shelf
+) -> None:
+    make_file(tmp_path / "datasets" / "d", 1 * MIB)
+    store = environ(store_server, prefix=shelf.prefix, read_seconds=0.5)
+    with running(tmp_path, store) as system:
+        system.router()
+        system.connector(auto_offload_bytes=1)
+        store_server.pause()
+        try:
+            done = fetch(system, "offload", tmp_path / "out")
+            fallen_back = fetch(system, "auto", tmp_path / "out")
+        finally:
+            store_server.resume()
+        assert done.code == 5, done.out
+        assert "silent for 0.5 s" in told(done)
+        assert store_server.endpoint in told(done)
+        assert (fallen_back.code, fallen_back.json()["mode_used"]) == (0, "stream")
+
+
+@pytest.mark.parametrize("who", ["router", "connector"])
+def test_s3_without_a_store_offload_is_refused_and_auto_streams(
+    system: System, tmp_path: Path, store_server: S3Server, shelf: Shelf, who: str
+) -> None:
+    """It is ``who`` that has none; the other one has."""
+    store = environ(store_server, prefix=shelf.prefix)
+    system.router(**({} if who == "router" else store))
+    system.connector(auto_offload_bytes=1, **({} if who == "connector" else store))
+    make_file(tmp_path / "datasets" / "d", 1000)
+    done = fetch(system, "offload", tmp_path / "out")
+    assert done.code == 4, done.out
+    assert f"this {who} has no store" in told(done)
+    assert "TUNNELSYNC_STORE_ENDPOINT" in told(done)
+    assert "--mode stream" in told(done)
+    assert not (tmp_path / "out").exists()
+    done = fetch(system, "auto", tmp_path / "out")
+    assert (done.code, done.json()["mode_used"]) == (0, "stream")
+    assert shelf.keys() == []
+
+
+def test_s3_a_bucket_that_is_missing_is_told_and_not_made(
+    tmp_path: Path, store_server: S3Server, outside: Any
+) -> None:
+    make_file(tmp_path / "datasets" / "d", 1000)
+    store = environ(store_server, bucket="not-here", create_bucket=False)
+    with running(tmp_path, store) as system:
+        system.router()
+        system.connector(auto_offload_bytes=1)
+        done = fetch(system, "offload", tmp_path / "out")
+        assert done.code == 5, done.out
+        assert "'not-here'" in told(done)
+        assert "no such bucket" in told(done)
+        assert "TUNNELSYNC_STORE_CREATE_BUCKET" in told(done)
+        assert not (tmp_path / "out").exists()
+        assert fetch(system, "auto", tmp_path / "out").json()["mode_used"] == "stream"
+    assert "not-here" not in [one["Name"] for one in outside.list_buckets()["Buckets"]]
+
+
+# --- S5: one upload -----------------------------------------------------------------------------
+
+
+def test_s5_the_same_version_twice_is_one_upload(
+    stored: System, tmp_path: Path, shelf: Shelf
+) -> None:
+    stored.router()
+    stored.connector()
+    source = make_file(tmp_path / "datasets" / "d", 20 * MIB)
+    first, second = offered(stored), offered(stored)
+    assert (first["reused"], second["reused"]) == (False, True)
+    assert first["root"] == second["root"]
+    assert fetch(stored, "offload", tmp_path / "out").code == 0
+    assert sha256(tmp_path / "out") == sha256(source)
+    assert (shelf.put_count("data"), shelf.put_count("blocks")) == (1, 1)
+    source = make_file(source, 20 * MIB, seed=1)
+    third = offered(stored)
+    assert not third["reused"]
+    assert third["root"] != first["root"]
+    assert fetch(stored, "offload", tmp_path / "other").code == 0
+    assert sha256(tmp_path / "other") == sha256(source)
+    assert (shelf.put_count("data"), shelf.put_count("blocks")) == (2, 2)
+
+
+async def test_s5_five_at_once_are_one_upload(
+    tmp_path: Path, store_server: S3Server, shelf: Shelf
+) -> None:
+    """Held in mid-upload until all five wait for it; a young dataset, that is never reused."""
+    make_file(tmp_path / "datasets" / "d", 40 * MIB)
+    with gate(store_server) as way:
+        store = environ(
+            store_server,
+            prefix=shelf.prefix,
+            endpoint=way.url,
+            public_endpoint=store_server.endpoint,
+            settle_seconds=10**6,
+        )
+        with running(tmp_path, store) as system:
+            router = system.router()
+            system.connector()
+            asked = [wanting(router.url, MAC, "offload") for _ in range(5)]
+            try:
+                async with asyncio.timeout(SECONDS):
+                    while await transfers(router.url) < 5 or not way.held:
+                        pass
+            finally:
+                way.open()
+            answers = [(await one).json() for one in asked]
+    assert {one["root"] for one in answers} == {answers[0]["root"]}
+    assert {one["count"] for one in answers} == {10}
+    assert (shelf.put_count("data"), shelf.put_count("blocks")) == (1, 1)
+
+
+async def transfers(url: str) -> int:
+    """Return how many transfers the connector has."""
+    rows = (await asyncio.to_thread(raw_http.ask, url, "GET", "/connectors")).json()["connectors"]
+    return int(rows[0]["transfers"])
+
+
+# --- held in mid-upload -------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Gate:
+    """A way to the store on which each connection is held after so many bytes, until opened.
+
+    ``held`` counts those that wait.
+    """
+
+    target_port: int
+    hold_after: int = 1 * MIB
+    held: int = 0
+    url: str = ""
+    _loop: asyncio.AbstractEventLoop | None = None
+    _opened: asyncio.Event = field(default_factory=asyncio.Event)
+    _stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    def open(self) -> None:
+        """Let everything pass."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._opened.set)
+
+    def stop(self) -> None:
+        """End it, with the connections that there are."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stopped.set)
+
+    async def serve(self, started: threading.Event) -> None:
+        """Serve until stopped."""
+        self._loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        started.set()
+        await self._stopped.wait()
+        server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
+        ways = {
+            asyncio.create_task(self._pass(reader, there_writer, holds=True)),
+            asyncio.create_task(self._pass(there_reader, writer, holds=False)),
+        }
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            for one in (writer, there_writer):
+                one.transport.abort()
+            self._tasks.discard(task)
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, holds: bool
+    ) -> None:
+        carried = 0
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                carried += len(data)
+                if holds and carried > self.hold_after and not self._opened.is_set():
+                    self.held += 1
+                    await self._opened.wait()
+                writer.write(data)
+                await writer.drain()
+
+
+@contextmanager
+def gate(server: S3Server) -> Iterator[Gate]:
+    """Run a gate in a thread of its own."""
+    way = Gate(int(server.endpoint.rpartition(":")[2]))
+    started = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(way.serve(started)))
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield way
+    finally:
+        way.stop()
+        thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A fetch of ``d``, of which some is on its way into the store, and held there."""
+
+    system: System
+    way: Gate
+    shelf: Shelf
+    source: Path
+    target: Path
+    fetch: Process
+
+
+@pytest.fixture(params=[16, 256], ids=["multipart", "one PUT"])
+def held(
+    request: pytest.FixtureRequest, tmp_path: Path, store_server: S3Server, shelf: Shelf
+) -> Iterator[Held]:
+    with gate(store_server) as way:
+        store = environ(
+            store_server,
+            prefix=shelf.prefix,
+            endpoint=way.url,
+            public_endpoint=store_server.endpoint,
+            part_bytes=request.param * MIB,
+        )
+        with running(tmp_path, store) as system:
+            system.router()
+            system.connector(places=2)
+            source = sparse_file(tmp_path / "datasets" / "d", 64 * MIB, {40 * MIB: b"not a hole"})
+            target = tmp_path / "out"
+            command = ("fetch", "--mode", "offload", MAC, "d", "-o")
+            process = system.start(*command, str(target))
+            parts = 4 if request.param == 16 else 1
+            wait_until(lambda: way.held == parts, SECONDS, "the upload to be held")
+            assert bool(shelf.uploads()) == (parts > 1)
+            yield Held(system, way, shelf, source, target, process)
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def shrink(path: Path) -> None:
+    os.truncate(path, 1 * MIB)
+
+
+def edit(path: Path) -> None:
+    found = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"other")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def swap(path: Path) -> None:
+    other = sparse_file(path.with_name("other"), 64 * MIB, {0: b"another version"})
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [grow, shrink, edit, swap])
+def test_b2_a_dataset_that_changes_while_it_is_uploaded(
+    held: Held, change: Callable[[Path], None]
+) -> None:
+    change(held.source)
+    held.way.open()
+    assert held.fetch.wait(SECONDS) == 7, held.fetch.log
+    assert "while it was read" in held.fetch.log
+    assert not held.target.exists()
+    wait_until(lambda: not held.shelf.uploads(), SECONDS, "the upload to be aborted")
+    assert not [key for key in held.shelf.keys() if key.endswith("/data")]
+    done = fetch(held.system, "offload", held.target)  # as it is now
+    assert done.code == 0, done.err
+    assert sha256(held.target) == sha256(held.source)
+
+
+def test_p2_a_client_that_leaves_in_mid_upload_leaves_nothing_in_the_store(held: Held) -> None:
+    held.fetch.send(signal.SIGINT)
+    assert held.fetch.wait() == 130
+    wait_until(lambda: not held.shelf.uploads(), SECONDS, "the upload to be aborted")
+    rows = held.system.cli("connectors", "--json").json()["connectors"]
+    assert rows[0]["transfers"] == 0
+    assert held.shelf.keys() == []
+    assert not held.target.exists()
+    held.way.open()
+    assert fetch(held.system, "offload", held.target).code == 0
+    assert sha256(held.target) == sha256(held.source)
+    assert held.shelf.uploads() == []
+
+
+def test_p3_one_of_two_that_wait_for_an_upload_leaves_and_the_other_gets_it(held: Held) -> None:
+    other = held.target.with_name("other")
+    second = held.system.start("fetch", "--mode", "offload", MAC, "d", "-o", str(other))
+    wait_until(lambda: taken(held.system) == 2, SECONDS, "the second to wait for it, too")
+    held.fetch.send(signal.SIGINT)
+    assert held.fetch.wait() == 130
+    wait_until(lambda: taken(held.system) == 1, SECONDS, "the first to be gone")
+    held.way.open()
+    assert second.wait(SECONDS) == 0, second.log
+    assert sha256(other) == sha256(held.source)
+    assert not held.target.exists()
+    assert held.shelf.put_count("data") == 1
+
+
+def taken(system: System) -> int:
+    rows = raw_http.ask(system.url, "GET", "/connectors").json()["connectors"]
+    return int(rows[0]["transfers"])
+
+
+# --- S4: what is in the store is not what it should be ------------------------------------------
+
+
+def altered(data: bytes) -> bytes:
+    """Return the data with one bit of the middle one of its bytes flipped."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("what", ["data", "blocks"])
+@pytest.mark.parametrize("fault", ["deleted", "cut", "longer"])
+def test_s4_what_is_not_whole_is_uploaded_again(
+    stored: System, tmp_path: Path, shelf: Shelf, what: str, fault: str
+) -> None:
+    stored.router()
+    stored.connector()
+    source = make_file(tmp_path / "datasets" / "d", 9 * MIB)
+    assert not offered(stored)["reused"]
+    key = shelf.key(what)
+    if fault == "deleted":
+        shelf.client.delete_object(Bucket=BUCKET, Key=key)
+    else:
+        whole = shelf.get(key)
+        shelf.put(key, whole[:-32] if fault == "cut" else whole + bytes(32))
+    done = fetch(stored, "offload", tmp_path / "out")
+    assert done.code == 0, done.out
+    assert sha256(tmp_path / "out") == sha256(source)
+    assert len(shelf.get(shelf.key("data"))) == 9 * MIB
+    assert offered(stored)["reused"]
+
+
+@pytest.mark.parametrize("what", ["data", "blocks"])
+def test_s4_one_altered_byte_is_found_before_the_target_changes(
+    stored: System, tmp_path: Path, shelf: Shelf, what: str
+) -> None:
+    stored.router()
+    stored.connector()
+    make_file(tmp_path / "datasets" / "d", 9 * MIB)
+    offered(stored)
+    key = shelf.key(what)
+    shelf.put(key, altered(shelf.get(key)))
+    (tmp_path / "old").write_bytes(b"what was there before")
+    for target in (tmp_path / "out", tmp_path / "old"):
+        done = fetch(stored, "offload", target, "--force")
+        assert done.code == 7, done.out
+        assert "does not match its digest" in told(done)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "old").read_bytes() == b"what was there before"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["datasets", "old"]
+
+
+DATA = content(2 * BLOCK_BYTES + 1000)
+DIGESTS = b"".join(digests_of(DATA))
+
+
+@pytest.fixture(scope="module")
+def at_store(
+    tmp_path_factory: pytest.TempPathFactory, store_server: S3Server, outside: Any
+) -> Iterator[System]:
+    """A router with a store, for connectors that are played."""
+    with running(tmp_path_factory.mktemp("claims"), environ(store_server)) as system:
+        system.router()
+        yield system
+
+
+def claim(shelf: Shelf, data: bytes | None, blocks: bytes) -> OffloadAnswer:
+    """Put objects into the store, and claim that they are `DATA` and its digests."""
+    urls = {}
+    for name, stuff in (("data", data), ("blocks", blocks)):
+        where = {"Bucket": BUCKET, "Key": f"{shelf.prefix}/{name}"}
+        if stuff is not None:
+            shelf.client.put_object(**where, Body=stuff)
+        urls[name] = shelf.client.generate_presigned_url("get_object", Params=where)
+    return offer(urls["data"], urls["blocks"])
+
+
+def offer(download_url: str, blocks_url: str) -> OffloadAnswer:
+    """Return what a connector says of `DATA`."""
+    return OffloadAnswer(
+        download_url=download_url,
+        blocks_url=blocks_url,
+        dataset="d",
+        size=len(DATA),
+        etag="v1",
+        modified_ns=10**18,
+        root=frames.root(digests_of(DATA)),
+        count=3,
+        expires_seconds=60,
+    )
+
+
+async def fetched(
+    system: System, connector: PlayedConnector, answer: OffloadAnswer, **env: str
+) -> Completed:
+    """Fetch by the command line, while the connector says where it is."""
+    doing = asyncio.create_task(
+        asyncio.to_thread(fetch, system, "offload", system.tmp_path / "out", **env)
+    )
+    request_id = await connector.command("get_dataset_offload")
+    assert (await connector.result(request_id, answer)).status == 200
+    return await doing
+
+
+@pytest.mark.parametrize(
+    ("data", "blocks", "code"),
+    [
+        (DATA, DIGESTS, 0),
+        (None, DIGESTS, 5),
+        (DATA[:-1], DIGESTS, 7),
+        (DATA[:BLOCK_BYTES], DIGESTS, 7),
+        (b"", DIGESTS, 7),
+        (DATA + b"x", DIGESTS, 7),
+        (altered(DATA), DIGESTS, 7),
+        (DATA[:-1] + b"\0", DIGESTS, 7),
+        (DATA, altered(DIGESTS), 7),
+        (DATA, DIGESTS[:-32], 7),
+        (DATA, DIGESTS[:-1], 7),
+        (DATA, DIGESTS + bytes(32), 7),
+        (DATA, DIGESTS[32:] + DIGESTS[:32], 7),
+    ],
+    ids=[
+        "right",
+        "absent",
+        "a byte short",
+        "two blocks short",
+        "empty",
+        "a byte long",
+        "altered in the middle",
+        "altered at the end",
+        "digests altered",
+        "a digest short",
+        "half a digest short",
+        "a digest long",
+        "digests in another order",
+    ],
+)
+async def test_s4_a_claim_that_does_not_hold_is_found_before_the_target_changes(
+    at_store: System, shelf: Shelf, data: bytes | None, blocks: bytes, code: int
+) -> None:
+    target = at_store.tmp_path / "out"
+    async with played(at_store.url, MAC) as connector:
+        done = await fetched(at_store, connector, claim(shelf, data, blocks))
+    assert done.code == code, done.out
+    assert target.exists() == (code == 0)
+    if target.exists():
+        assert target.read_bytes() == DATA
+        target.unlink()
+    assert [one.name for one in at_store.tmp_path.iterdir()] == []
+
+
+async def test_s3_auto_asks_for_a_stream_when_the_object_is_not_there(
+    at_store: System, shelf: Shelf
+) -> None:
+    target = at_store.tmp_path / "out"
+    async with played(at_store.url, MAC) as connector:
+        doing = asyncio.create_task(asyncio.to_thread(fetch, at_store, "auto", target))
+        first = await connector.command("get_dataset_auto")
+        await connector.result(first, claim(shelf, None, DIGESTS))
+        again = await connector.hear()
+        assert again["accept"] == ["stream"]
+        failed = {"code": "read_failed", "message": "so far, so good"}
+        await connector.result(again["request_id"], {"status": "error", "error": failed})
+        done = await doing
+    assert done.code == 7
+    assert "so far, so good" in told(done)
+
+
+# --- S1: addresses of another place -------------------------------------------------------------
+
+FOREIGN = (
+    "http://127.0.0.1:OTHER/x",
+    "https://127.0.0.1:STORE/x",
+    "http://localhost:STORE/x",
+    "http://127.0.0.2:STORE/x",
+    "http://127.0.0.1/x",
+    "http://user@127.0.0.1:STORE/x",
+    "http://127.0.0.1:STORE@127.0.0.1:OTHER/x",
+    "http://127.0.0.1:STORE\\@127.0.0.1:OTHER/x",
+    "http://127.0.0.1:OTHER#@127.0.0.1:STORE/x",
+    "http://127.0.0.1:OTHER\r\nHost: 127.0.0.1:STORE/x",
+    "http://127.0.0.1:STORE.example.org/x",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://[fe80::1]/x",
+    "http://[::ffff:169.254.169.254]/x",
+    "http://2852039166/x",
+    "http://0/x",
+    "file:///etc/passwd",
+    "file://127.0.0.1:STORE/etc/passwd",
+    "ftp://127.0.0.1:STORE/x",
+    "//127.0.0.1:STORE/x",
+    "/etc/passwd",
+    "http://127.0.0.1:99999/x",
+    "http://\u0661\u0662\u0667.0.0.1:STORE/x",
+    "",
+)
+
+
+@dataclass(slots=True)
+class Place:
+    """A server that counts who comes."""
+
+    port: int
+    visits: int = 0
+
+
+@asynccontextmanager
+async def place() -> AsyncIterator[Place]:
+    """Listen, and answer nobody."""
+
+    async def count_it(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        here.visits += 1
+        writer.close()
+
+    server = await asyncio.start_server(count_it, "127.0.0.1", 0)
+    here = Place(server.sockets[0].getsockname()[1])
+    async with server:
+        yield here
+
+
+async def test_s1_an_address_of_another_place_is_never_passed_on(system: System) -> None:
+    async with place() as other, place() as store:
+        right = f"http://127.0.0.1:{store.port}/x"
+        system.environ = {"TUNNELSYNC_STORE_ENDPOINT": f"http://127.0.0.1:{store.port}"}
+        router = system.router()
+        async with played(router.url, MAC) as connector:
+            for text in FOREIGN:
+                url = text.replace("OTHER", str(other.port)).replace("STORE", str(store.port))
+                for answer in (offer(url, right), offer(right, url)):
+                    client = wanting(router.url, MAC, "offload")
+                    request_id = await connector.command("get_dataset_offload")
+                    assert (await connector.result(request_id, answer)).status == 200
+                    refused = await client
+                    assert (refused.status, refused.code) == (502, "store_untrusted"), url
+                client = wanting(router.url, MAC, "auto")
+                request_id = await connector.command("get_dataset_auto")
+                await connector.result(request_id, offer(url, url))
+                assert (await client).code == "store_untrusted", url
+            for text in ("http://127.0.0.1:OTHER/x", "file:///etc/passwd", FOREIGN[11]):
+                url = text.replace("OTHER", str(other.port))
+                done = await fetched(system, connector, offer(url, right))
+                assert done.code == 4, done.out
+                assert "nothing was downloaded" in told(done)
+                assert list(system.tmp_path.iterdir()) == []
+        assert (other.visits, store.visits) == (0, 0)
+
+
+async def test_s1_the_client_goes_nowhere_but_to_the_store_that_it_pins(system: System) -> None:
+    async with place() as other, place() as store:
+        right = f"http://127.0.0.1:{store.port}/x"
+        system.environ = {"TUNNELSYNC_STORE_ENDPOINT": f"http://127.0.0.1:{store.port}"}
+        router = system.router()
+        pin = {"TUNNELSYNC_CLIENT_STORE_ORIGIN": f"http://127.0.0.1:{other.port}"}
+        async with played(router.url, MAC) as connector:
+            done = await fetched(system, connector, offer(right, right), **pin)
+        assert done.code == 4, done.out
+        assert "pinned" in told(done)
+        assert (other.visits, store.visits) == (0, 0)
+
+
+@pytest.mark.parametrize("which", ["data", "blocks"])
+async def test_s1_a_redirect_is_not_followed(system: System, which: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith(which):
+            raise web.HTTPFound(f"http://127.0.0.1:{other.port}/x")
+        return web.Response(body=DIGESTS if request.path.endswith("blocks") else DATA)
+
+    async with place() as other, served(answer) as store:
+        system.environ = {"TUNNELSYNC_STORE_ENDPOINT": store}
+        router = system.router()
+        async with played(router.url, MAC) as connector:
+            claimed = offer(f"{store}/data?secret=1", f"{store}/blocks?secret=1")
+            done = await fetched(system, connector, claimed)
+        assert done.code == 4, done.out
+        assert "redirects" in told(done)
+        assert "secret" not in done.out + done.err
+        assert other.visits == 0
+        assert list(system.tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": -1},
+        {"count": 2},
+        {"count": 10**9},
+        {"size": 2**62, "count": 2**40},
+        {"root": "blake3-4m:" + "0" * 64},
+    ],
+)
+async def test_s4_an_answer_that_cannot_be_is_refused(
+    at_store: System, shelf: Shelf, wrong: dict[str, Any]
+) -> None:
+    async with played(at_store.url, MAC) as connector:
+        answer = replace(claim(shelf, DATA, DIGESTS), **wrong)
+        done = await fetched(at_store, connector, answer)
+    assert done.code == 7, done.out
+    assert list(at_store.tmp_path.iterdir()) == []
+
+
+async def test_an_answer_that_is_no_offload_is_refused(at_store: System) -> None:
+    async with played(at_store.url, MAC) as connector:
+        for wrong in (b"{}", b"[]", b"{", b'{"download_url":1}', orjson.dumps({"status": "success"})):
+            client = wanting(at_store.url, MAC, "offload")
+            request_id = await connector.command("get_dataset_offload")
+            reply = await connector.result(request_id, wrong)
+            if reply.status != 200:
+                assert (reply.status, reply.code) == (400, "bad_request")
+                await connector.result(request_id, {})
+            answer = await client
+            assert (answer.status, answer.code) == (502, "protocol_error"), wrong
