@@ -169,3 +169,21 @@ def test_p5_the_sum_of_all_buffers_has_a_budget(system: System, tmp_path: Path, 
     assert done.code == 5, done.err
     assert "buffer" in done.err
     assert system.cli("fetch", "--mode", "buffer", MAC, "small", "-o", tmp_path / "o").code == 0
+
+
+def test_p5_a_receipt_does_not_keep_the_answer(system: System, tmp_path: Path) -> None:
+    router = system.router()
+    system.connector()
+    make_file(tmp_path / "datasets" / "data", 8 * MIB)
+
+    def fetch() -> None:
+        target = tmp_path / "out"
+        done = system.cli("fetch", "--mode", "buffer", MAC, "data", "-o", target, "--force")
+        assert done.code == 0, done.err
+
+    for _ in range(3):
+        fetch()
+    before = peak_rss_bytes(router.pid)
+    for _ in range(8):
+        fetch()
+    assert peak_rss_bytes(router.pid) - before < 32 * MIB  # kept, they would be 85 MiB

@@ -23,7 +23,7 @@ from tunnelsync.cli.demo_parts import Child, Children, new_folder, temporary_fol
 from tunnelsync.cli.demo_report import Row
 from tunnelsync.cli.running import INTERRUPTED
 from tunnelsync.client import TunnelSync
-from tunnelsync.errors import TunnelSyncError, VerificationFailed
+from tunnelsync.errors import TunnelSyncError, Unavailable, VerificationFailed
 from tunnelsync.protocol import Mode
 from tunnelsync.settings import MIB, ClientSettings
 
@@ -101,9 +101,13 @@ async def _demo(*, keep: bool, as_json: bool) -> int:
             system = await _started(folder, children, ports, tell)
             rows = await _rows(system, folder, tell)
         code = _report(rows, as_json=as_json)
-        children.check()
-        if keep:
-            await _stay(system, children, output.say if as_json else output.line)
+        try:
+            children.check()
+            if keep:
+                await _stay(system, children, output.say if as_json else output.line)
+        except Unavailable as exc:  # with --json the one object has been printed
+            output.say(f"error: {exc.message}")
+            code = code or exc.exit_code
     return code
 
 

@@ -82,8 +82,11 @@ class Child:
 
     def check(self) -> None:
         """Raise `Unavailable` if it has ended, with its last words."""
-        if self.process.poll() is not None:
-            raise Unavailable(self._described(f"ended (exit code {self.process.returncode})"))
+        code = self.process.poll()
+        if code is not None and code < 0:
+            raise Unavailable(f"the {self.name} of the demo was ended by signal {-code}", hint="")
+        if code is not None:
+            raise Unavailable(self._described(f"ended with exit code {code}"), hint="")
 
     async def logged(self, pattern: str) -> str:
         """Wait until it has logged what the pattern matches, and return the first group.
@@ -94,7 +97,7 @@ class Child:
         while not (found := re.search(pattern, self._text())):
             self.check()
             if time.monotonic() > deadline:
-                raise Unavailable(self._described("did not start in time"))
+                raise Unavailable(self._described("did not start in time"), hint="")
             await asyncio.sleep(POLL_SECONDS)
         return found[1]
 

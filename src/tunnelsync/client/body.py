@@ -1,10 +1,13 @@
 """The body of an HTTP answer: read with a deadline, and drained before a break is believed.
 
 aiohttp throws away what has arrived when a connection breaks; the failure frame that says why
-is among it. `Body.read` hands it out first, and raises after it.
+is among it. `Body.read` hands it out first, and raises after it. The rest of a long body is read
+straight from the socket, without aiohttp's parser and its copies, where nothing encrypts it.
 """
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +16,22 @@ from aiohttp import ClientError, ClientResponse
 
 from tunnelsync.errors import BrokenOff, ProtocolError, Stalled
 
+DIRECT_FROM_BYTES = 4 * 1024 * 1024
+"""Below so many bytes left, a connection that can be used again is worth more."""
+DIRECT_READ_BYTES = 1024 * 1024
+
 
 class Body:
     """What one answer carries. ``peer`` names its sender in errors: the router, or the store."""
 
     def __init__(self, response: ClientResponse, *, peer: str, idle_seconds: float) -> None:
+        self._response = response
         self._content = response.content
         self._peer = peer
         self._idle_seconds = idle_seconds
         self._unread = b""
         self._broken: BrokenOff | None = None
+        self._direct: _Direct | None = None
         self.first_byte_at: float | None = None
 
     async def read(self) -> bytes:
@@ -31,6 +40,8 @@ class Body:
         Raises `BrokenOff` when the connection broke, after all that came before was returned,
         and `Stalled` when nothing came for ``idle_seconds``.
         """
+        if self._direct is None and self.first_byte_at is not None and not self._unread:
+            self._take_over()
         if self._unread:
             data, self._unread = self._unread, b""
             return data
@@ -38,9 +49,7 @@ class Body:
             raise self._broken
         try:
             async with asyncio.timeout(self._idle_seconds):
-                data, _ = await self._content.readchunk()
-                while not data and not self._content.at_eof():
-                    data, _ = await self._content.readchunk()
+                data = await (self._direct.read() if self._direct else self._parsed())
         except TimeoutError:
             raise Stalled(f"{self._peer} sent nothing for {self._idle_seconds:g} s") from None
         except (ClientError, OSError):
@@ -68,10 +77,58 @@ class Body:
             parts.append(data)
         return b"".join(parts)
 
+    async def _parsed(self) -> bytes:
+        data, _ = await self._content.readchunk()
+        while not data and not self._content.at_eof():
+            data, _ = await self._content.readchunk()
+        return data
+
     def _arrived(self) -> bytes:
         """Take what came before the break; aiohttp has no public way to it."""
+        if self._direct is not None:
+            return b""
         with _without_exception(self._content):
             return self._content.read_nowait(-1)
+
+    def _take_over(self) -> None:
+        """Read the rest past aiohttp, if it is long, and plain on the socket."""
+        connection = self._response.connection
+        if connection is None or connection.protocol is None or self._content.exception():
+            return
+        left = (self._response.content_length or 0) - self._content.total_bytes
+        transport = connection.transport
+        if left < DIRECT_FROM_BYTES or transport is None or transport.is_closing():
+            return
+        plain = transport.get_extra_info("sslcontext") is None
+        if plain and (found := transport.get_extra_info("socket")) is not None:
+            # Nothing is awaited from the read to the pause, so no byte can come in between.
+            self._unread = self._content.read_nowait(-1)
+            connection.protocol.pause_reading()
+            self._direct = _Direct(found.fileno(), left)
+            connection.add_callback(self._direct.close)
+
+
+class _Direct:
+    """The rest of a body on a socket of our own, so that asyncio lets us wait for it."""
+
+    def __init__(self, descriptor: int, left: int) -> None:
+        self._socket = socket.socket(fileno=os.dup(descriptor))
+        self._socket.setblocking(False)
+        self._left = left
+
+    async def read(self) -> bytes:
+        if not self._left:
+            return b""
+        loop = asyncio.get_running_loop()
+        data = await loop.sock_recv(self._socket, min(self._left, DIRECT_READ_BYTES))
+        if not data:
+            raise ConnectionResetError("the body is shorter than was announced")
+        self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        """Let go of it, when the response lets go of its connection."""
+        self._socket.close()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Mode buffer: the whole dataset in one JSON, with the digest of each block beside it."""
 
 import asyncio
-import base64
 import binascii
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -59,7 +58,7 @@ def _data(answer: BufferAnswer) -> bytes:
     if answer.encoding != "base64":
         raise ProtocolError(f"the encoding {answer.encoding[:64]!r} is not known")
     try:
-        return base64.b64decode(answer.data, validate=True)
+        return binascii.a2b_base64(answer.data, strict_mode=True)
     except (binascii.Error, ValueError):
         raise ProtocolError("the answer's data is not base64") from None
 

@@ -106,6 +106,8 @@ class Transfer:
 
         Raises the connector's error, `ConnectorOffline`, or `TimedOut`.
         """
+        if self.state is State.ENDED:
+            raise self.error or TransferGone(f"transfer {self.request_id} has ended")
         async with self.within(self._settings.ack_seconds, "its acknowledgement"):
             return await self._reply
 
@@ -265,8 +267,9 @@ class Transfer:
             self.chunks.finish()
         else:
             self.chunks.finish(TransferGone(f"transfer {self.request_id} has ended: {outcome}"))
-        if not self._reply.done():
-            self._reply.cancel()
+        # A transfer is kept for its receipt: it must not keep the answer, too.
+        reply, self._reply = self._reply, self._loop.create_future()
+        reply.cancel()
         for cleanup in self._cleanups:
             cleanup()
         self.ended.set()

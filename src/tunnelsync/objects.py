@@ -1,0 +1,93 @@
+"""What a dataset is in the store: its keys, its parts, its addresses; and what a refusal of the
+store means. Pure: the router reads addresses with it, and has no S3 library.
+"""
+
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+from yarl import URL
+
+from tunnelsync import frames
+from tunnelsync.errors import BadSetting, StoreRefused, StoreUnavailable
+from tunnelsync.frames import BLOCK_BYTES
+
+DATA, BLOCKS = "/data", "/blocks"
+LEAST_PART_BYTES = 2 * BLOCK_BYTES  # S3 takes no part below 5 MiB but the last
+MOST_PARTS = 9000  # S3 takes 10,000
+FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"})
+KEYS_HINT = (
+    "Check TUNNELSYNC_STORE_ACCESS_KEY and TUNNELSYNC_STORE_SECRET_KEY (or the AWS credentials) "
+    "and what they may do in the bucket, or fetch with --mode stream."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A dataset in the store; sizes in bytes. The addresses are signed, so they are secrets."""
+
+    download_url: str = field(repr=False)
+    blocks_url: str = field(repr=False)
+    size: int
+    etag: str
+    root: str
+    count: int
+    expires_seconds: int
+    reused: bool
+
+
+def object_key(prefix: str, mac: str, name: str, etag: str) -> str:
+    """Return ``prefix/MAC/HASH``, below which lie the objects of one version of a dataset."""
+    version = blake3(f"{name}\0{etag}".encode()).hexdigest()
+    return "/".join([*filter(None, prefix.split("/")), mac, version])
+
+
+def part_size(size_bytes: int, least_bytes: int) -> int:
+    """Return the bytes of one part: whole blocks, and few enough parts for S3."""
+    least = max(LEAST_PART_BYTES, least_bytes, -(-size_bytes // MOST_PARTS))
+    return frames.block_count(least) * BLOCK_BYTES
+
+
+def origin(url: str) -> str:
+    """Return ``scheme://host[:port]`` of an http(s) address, in the one way to write it.
+
+    Raises `BadSetting`, which does not repeat the address: its query may be a secret.
+    """
+    try:
+        if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+            raise ValueError
+        found = URL(url)
+        if found.scheme not in ("http", "https") or not found.port or "@" in found.raw_authority:
+            raise ValueError
+        return str(found.origin())
+    except ValueError:
+        raise BadSetting("the address of a store must be http(s)://HOST[:PORT]") from None
+
+
+def no_bucket(where: str) -> StoreRefused:
+    """Return the error of a store without the bucket; ``where`` names both."""
+    return StoreRefused(
+        f"{where} has no such bucket",
+        hint="Create the bucket, set TUNNELSYNC_STORE_BUCKET to one that exists, or set "
+        "TUNNELSYNC_STORE_CREATE_BUCKET=true on the connector; or fetch with --mode stream.",
+    )
+
+
+def refusal(where: str, status: int, code: str) -> StoreRefused | StoreUnavailable:
+    """Return our error for an HTTP status and a code of S3."""
+    if code == "NoSuchBucket":
+        return no_bucket(where)
+    if status == 507 or code in FULL:
+        return StoreRefused(
+            f"{where} has no space left ({code})",
+            hint="Free space in the store or raise its quota, or fetch with --mode stream.",
+        )
+    if code == "RequestTimeTooSkewed":
+        return StoreRefused(
+            f"{where} has another time than this machine",
+            hint="Set the connector's clock (NTP): signatures hold for 15 minutes.",
+        )
+    if status in (401, 403):
+        return StoreRefused(f"{where} refused the keys ({code})", hint=KEYS_HINT)
+    if status >= 500 or status in (408, 429):
+        return StoreUnavailable(f"{where} answered {status} ({code})")
+    return StoreRefused(f"{where} refused with {status} ({code})")
