@@ -36,7 +36,8 @@ class FaultProxy:
             asyncio.create_task(self._up(reader, there_writer)),
             asyncio.create_task(_pass(there_reader, writer)),
         )
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(asyncio.CancelledError):  # the end of a test
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for way in ways:
             way.cancel()
         for one in (writer, there_writer):

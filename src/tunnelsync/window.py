@@ -1,26 +1,39 @@
 """A dataset on its way into the store: read once, through windows that are bodies of requests.
 
 A `Reading` reads the open descriptor on the executor and keeps the digest of each block that
-goes by; a `Window` is some of its blocks, of which at most 1 MiB is in memory at a time.
+goes by; a `Window` is some of its blocks, of which 1 MiB at a time is in memory; `Multipart`
+makes one object of many windows, and leaves no upload open. None knows the S3 library.
 """
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import UnsupportedOperation
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from blake3 import blake3
 
 from tunnelsync import frames
-from tunnelsync.errors import DatasetChanged, ReadFailed, TransferGone, TunnelSyncError
+from tunnelsync.errors import (
+    DatasetChanged,
+    ReadFailed,
+    StoreRefused,
+    TransferGone,
+    TunnelSyncError,
+)
 from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES
 from tunnelsync.protocol import printable
-from tunnelsync.settings import MIB
+from tunnelsync.settings import MIB, StoreSettings
 
 READ_BYTES = MIB  # from the disk: one hop to the executor each
 WRITE_BYTES = 256 * 1024  # to the socket: what a slow line must take within the patience
+
+Request = Callable[..., Coroutine[Any, Any, Any]]
+"""An operation of S3 by its name, with its parameters; raises our errors."""
+
+log = logging.getLogger(__name__)
 
 
 class Readable(Protocol):
@@ -177,3 +190,97 @@ class Window:
 
     def _wait_for_store(self) -> None:
         self.deadline.reschedule(asyncio.get_running_loop().time() + self._patience_seconds)
+
+
+class Multipart:
+    """The multipart uploads of a store. Whatever ends one, it does not stay open: begin and end
+    are shielded, for one that is cut off may still have happened, and would be known to nobody.
+
+    ``ask`` answers None for what is missing; ``send`` takes a window before the operation.
+    """
+
+    def __init__(
+        self, settings: StoreSettings, *, request: Request, ask: Request, send: Request
+    ) -> None:
+        self._settings = settings
+        self._request, self._ask, self._send = request, ask, send
+        self._owned: set[asyncio.Task[Any]] = set()
+        self._left: dict[str, dict[str, Any]] = {}  # to be aborted, by their ids
+
+    async def close(self) -> None:
+        """Wait for what must come to its end, and abort what was left open."""
+        await asyncio.gather(*self._owned, return_exceptions=True)
+        await self.abort_left()
+
+    async def upload(
+        self,
+        reading: Reading,
+        part_bytes: int,
+        before_end: Callable[[], Awaitable[None]],
+        data: dict[str, Any],
+        **kind: Any,
+    ) -> None:
+        """Make the object ``data`` (its Bucket and Key) of parts, ``parts_at_once`` at a time."""
+        begun = self._own(self._request("create_multipart_upload", **data, **kind))
+        ended: asyncio.Task[Any] | None = None
+        try:
+            upload = {**data, "UploadId": (await asyncio.shield(begun))["UploadId"]}
+            parts = {"Parts": await self._parts(upload, reading, part_bytes)}
+            await before_end()
+            complete = self._request("complete_multipart_upload", **upload, MultipartUpload=parts)
+            ended = self._own(complete)
+            await asyncio.shield(ended)
+        except BaseException:
+            await asyncio.shield(self._own(self._abort(data, begun, ended)))
+            raise
+
+    async def _parts(
+        self, upload: dict[str, Any], reading: Reading, part_bytes: int
+    ) -> list[dict[str, Any]]:
+        size_bytes = reading.dataset.size
+        starts = range(0, size_bytes, part_bytes)
+        waiting = iter(enumerate(starts, 1))
+        parts: dict[int, str] = {}
+
+        async def work() -> None:
+            for number, start in waiting:
+                window = Window(reading, start, min(part_bytes, size_bytes - start))
+                answer = await self._send(window, "upload_part", **upload, PartNumber=number)
+                parts[number] = answer["ETag"]
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in starts[: max(1, self._settings.parts_at_once)]:
+                    group.create_task(work())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [{"PartNumber": number, "ETag": parts[number]} for number in sorted(parts)]
+
+    async def _abort(
+        self, data: dict[str, Any], begun: asyncio.Task[Any], ended: asyncio.Task[Any] | None
+    ) -> None:
+        answer, *end = await asyncio.gather(
+            begun, *([ended] if ended else []), return_exceptions=True
+        )
+        if isinstance(answer, BaseException) or (end and not isinstance(end[0], BaseException)):
+            return  # never begun, or whole
+        self._left[answer["UploadId"]] = {**data, "UploadId": answer["UploadId"]}
+        await self.abort_left()
+
+    async def abort_left(self) -> None:
+        """Abort what must not stay open; what a silent store keeps is tried again next time."""
+        for number, upload in list(self._left.items()):
+            try:
+                async with asyncio.timeout(self._settings.abort_seconds):
+                    await self._ask("abort_multipart_upload", **upload)
+            except (TimeoutError, TunnelSyncError) as exc:
+                log.warning("an upload of %s stays open: %s", upload["Key"], str(exc) or "silence")
+                if not isinstance(exc, StoreRefused):
+                    return
+            self._left.pop(number, None)
+
+    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._owned.add(task)
+        task.add_done_callback(self._owned.discard)
+        return task

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -38,6 +39,8 @@ RUN_SECONDS = 200.0
 END_SECONDS = 15.0
 ROWS = Counter(stream=6, offload=2, auto=4, buffer=4)
 
+Start = Callable[..., "subprocess.Popen[str]"]
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
@@ -49,8 +52,7 @@ def environ(place: Path, **more: str) -> dict[str, str]:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """The folder in which a demo works."""
-    folder = tmp_path / "place with a space"
-    folder.mkdir()
+    (folder := tmp_path / "place with a space").mkdir()
     return folder
 
 
@@ -88,7 +90,10 @@ def assert_nothing_left(place: Path, sockets: list[Path]) -> None:
 
 def fetching(place: Path) -> bool:
     """Whether a demo is in the middle of a large fetch."""
-    return any(place.glob("*/fetched.tunnelsync.part"))
+    try:
+        return any(part.stat().st_size > 16 * MIB for part in place.glob("*/fetched.*.part"))
+    except FileNotFoundError:  # it has just been renamed
+        return False
 
 
 def in_the_middle(place: Path) -> list[Path]:
@@ -97,19 +102,31 @@ def in_the_middle(place: Path) -> list[Path]:
     return store_sockets(place)
 
 
-def start(place: Path, *flags: str, **more: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        (*DEMO, *flags),
-        env=environ(place, **more),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(place: Path) -> Iterator[Start]:
+    """Start a demo with these flags and variables; none outlives a test that fails."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_one(*flags: str, **more: str) -> "subprocess.Popen[str]":
+        demo = subprocess.Popen(
+            (*DEMO, *flags),
+            env=environ(place, **more),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(demo)
+        return demo
+
+    yield start_one
+    for demo in started:
+        with demo:
+            demo.kill()
 
 
-def test_every_mode_is_tried_from_both_connectors_and_verified(place: Path) -> None:
-    demo = start(place, **HOSTILE)
+def test_every_mode_is_tried_from_both_connectors_and_verified(start: Start, place: Path) -> None:
+    demo = start(**HOSTILE)
     sockets = in_the_middle(place)
     out, err = demo.communicate(timeout=RUN_SECONDS)
     assert sockets
@@ -124,9 +141,9 @@ def test_every_mode_is_tried_from_both_connectors_and_verified(place: Path) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle_leaves_nothing_and_exits_130(
-    place: Path, number: signal.Signals
+    start: Start, place: Path, number: signal.Signals
 ) -> None:
-    demo = start(place)
+    demo = start()
     sockets = in_the_middle(place)
     assert len(processes(place)) == 5  # itself, the store, the router, two connectors
     demo.send_signal(number)
@@ -137,8 +154,8 @@ def test_a_signal_in_the_middle_leaves_nothing_and_exits_130(
 
 
 @pytest.mark.parametrize("child", ["weed mini", "tunnelsync router"])
-def test_a_signal_while_it_starts_leaves_nothing(place: Path, child: str) -> None:
-    demo = start(place)
+def test_a_signal_while_it_starts_leaves_nothing(start: Start, place: Path, child: str) -> None:
+    demo = start()
     wait_until(lambda: any(child in one for one in processes(place).values()), 30, child)
     sockets = store_sockets(place)
     demo.send_signal(signal.SIGINT)
@@ -147,8 +164,8 @@ def test_a_signal_while_it_starts_leaves_nothing(place: Path, child: str) -> Non
     assert_nothing_left(place, sockets)
 
 
-def test_a_child_that_dies_is_told_and_leaves_nothing(place: Path) -> None:
-    demo = start(place, "--json")
+def test_a_child_that_dies_is_told_and_leaves_nothing(start: Start, place: Path) -> None:
+    demo = start("--json")
     sockets = in_the_middle(place)
     router = next(pid for pid, words in processes(place).items() if "tunnelsync router" in words)
     os.kill(router, signal.SIGKILL)
@@ -179,18 +196,21 @@ def test_a_terminal_that_closes_leaves_nothing(place: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
-def test_no_process_outlives_a_demo_that_is_killed(place: Path) -> None:
-    demo = start(place)
+def test_no_process_outlives_a_demo_that_is_killed(start: Start, place: Path) -> None:
+    demo = start()
     sockets = in_the_middle(place)
     demo.kill()
     demo.communicate()
     wait_until(lambda: not processes(place), END_SECONDS, "the end of its children")
     for path in sockets:
         path.unlink()
+    shutil.rmtree(place)  # its files do outlive it: a gigabyte
 
 
-def test_keep_prints_commands_that_work_until_a_signal_ends_it(place: Path, tmp_path: Path) -> None:
-    demo = start(place, "--keep")
+def test_keep_prints_commands_that_work_until_a_signal_ends_it(
+    start: Start, place: Path, tmp_path: Path
+) -> None:
+    demo = start("--keep")
     assert demo.stdout is not None
     lines: list[str] = []
     while not (lines and lines[-1].startswith("Ctrl-C ends it")):
@@ -198,22 +218,20 @@ def test_keep_prints_commands_that_work_until_a_signal_ends_it(place: Path, tmp_
         assert lines[-1], lines
         lines[-1] = lines[-1].rstrip("\n")
     commands = [line for line in lines if line.startswith("  ")][-8:]
-    words = " ".join(commands)
     for one in ("export TUNNELSYNC_ROUTER=", " ls ", "--mode stream", "curl -O ", "curl -r "):
-        assert one in words
-    here = tmp_path / "elsewhere"
-    here.mkdir()
+        assert one in " ".join(commands)
+    (here := tmp_path / "elsewhere").mkdir()
     script = "\n".join(["set -e", *commands])
     tried = subprocess.run(
         ["sh", "-c", script], cwd=here, env=environment(), capture_output=True, timeout=60
     )
     assert tried.returncode == 0, tried.stderr
-    mac = "02-00-00-00-00-0a"
     assert tried.stdout.count(b"connected") == 2
     for name in ("orders.csv", "256-mib.bin"):
-        source = next(place.glob(f"*/{mac}/{name}"))
-        other = next(place.glob(f"*/{mac[:-1]}b/{name}"))
+        source = next(place.glob(f"*/*-0a/{name}"))
+        other = next(place.glob(f"*/*-0b/{name}"))
         assert sha256(here / name) in (sha256(source), sha256(other))
+    shutil.rmtree(here)
     sockets = store_sockets(place)
     demo.send_signal(signal.SIGINT)
     demo.send_signal(signal.SIGINT)
@@ -222,8 +240,10 @@ def test_keep_prints_commands_that_work_until_a_signal_ends_it(place: Path, tmp_
     assert_nothing_left(place, sockets)
 
 
-def test_json_is_one_object_also_with_keep_which_ends_with_a_child(place: Path) -> None:
-    demo = start(place, "--keep", "--json")
+def test_json_is_one_object_also_with_keep_which_ends_with_a_child(
+    start: Start, place: Path
+) -> None:
+    demo = start("--keep", "--json")
     assert demo.stdout is not None
     assert demo.stderr is not None
     told = orjson.loads(demo.stdout.readline())
@@ -232,12 +252,11 @@ def test_json_is_one_object_also_with_keep_which_ends_with_a_child(place: Path) 
     for row in told["rows"]:
         assert row["verified"] is True
         assert row["seconds"] >= row["first_byte_seconds"] > 0
-        assert row["bytes"] > 0
         assert row["megabytes_per_second"] > 0
         if row["mode"] != "buffer":  # a relayed or offloaded 256 MiB costs the router nothing
             assert row["router_peak_bytes"] < 128 * MIB
-    auto = {row["mode_used"] for row in told["rows"] if row["mode"] == "auto"}
-    assert auto == {"stream", "offload"}
+    used = {(row["mode"], row["mode_used"]) for row in told["rows"]}
+    assert {("auto", "stream"), ("auto", "offload")} < used
     while "Ctrl-C" not in demo.stderr.readline():
         assert demo.poll() is None
     store = next(pid for pid, words in processes(place).items() if "weed mini" in words)
@@ -250,18 +269,15 @@ def test_json_is_one_object_also_with_keep_which_ends_with_a_child(place: Path) 
 
 
 def test_without_an_s3_server_the_other_modes_are_tried(place: Path, tmp_path: Path) -> None:
-    packages = tmp_path / "packages"
-    packages.mkdir()
+    (packages := tmp_path / "packages").mkdir()
     installed = next(Path(one) for one in sys.path if one.endswith("site-packages"))
     for one in installed.iterdir():
         if not one.name.startswith("seaweedfs"):
             (packages / one.name).symlink_to(one)
     here = environ(place, PATH="/nowhere")
     here["PYTHONPATH"] += f":{packages}"
-    python = Path(sys.executable).resolve()
-    done = subprocess.run(
-        (str(python), "-S", *DEMO[1:], "--json"), env=here, capture_output=True, timeout=RUN_SECONDS
-    )
+    demo = (str(Path(sys.executable).resolve()), "-S", *DEMO[1:], "--json")
+    done = subprocess.run(demo, env=here, capture_output=True, timeout=RUN_SECONDS)
     assert done.returncode == 0
     assert b"pip install 'tunnelsync[demo]'" in done.stderr
     rows = orjson.loads(done.stdout)["rows"]

@@ -24,7 +24,7 @@ from played_router import blocks_of, content, digests_of, framed
 from tunnelsync import frames
 from tunnelsync.errors import DatasetChanged, TunnelSyncError
 from tunnelsync.frames import BLOCK_BYTES, Claimed, Decoder
-from tunnelsync.protocol import CLOSE_PROTOCOL, CLOSE_REPLACED, Ack, Problem, Progress
+from tunnelsync.protocol import CLOSE_PROTOCOL, CLOSE_REPLACED, Ack, Complete, Problem, Progress
 from tunnelsync.settings import KIB, MIB
 from tunnelsync.wire import dumps
 
@@ -33,7 +33,9 @@ MACS = (f"cc-28-aa-01-{n >> 8:02x}-{n & 255:02x}" for n in count())
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["zero copy", "copies"])
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Router]:
     """One router for all tests that leave it as it is: each brings a connector of its own."""
     started = System(tmp_path_factory.mktemp("played"))
     try:
@@ -64,12 +66,11 @@ async def still_works(connector: PlayedConnector) -> None:
 
 def decoded(body: bytes) -> tuple[list[bytes], TunnelSyncError | None]:
     """Return the proven blocks of a framed body, and the error that it ends with, if any."""
-    blocks: list[bytes] = []
-    decoder = Decoder()
+    decoder, blocks = Decoder(), []
+    events = decoder.feed(body)
     try:
-        for event in decoder.feed(body):
-            if isinstance(event, Claimed):
-                blocks.append(b"".join(event.verified()))
+        while isinstance(event := next(events, None), Claimed):
+            blocks.append(b"".join(event.verified()))
         decoder.finish()
     except TunnelSyncError as error:
         return blocks, error
@@ -89,8 +90,24 @@ async def queued(connector: PlayedConnector, request_id: str, until: int) -> Non
 async def relayed(connector: PlayedConnector, request_id: str, size: int) -> None:
     """Wait until so many bytes have gone to the client."""
     async with asyncio.timeout(20):
-        while (await asking(connector.url, "GET", f"/transfers/{request_id}")).json()["bytes"] < size:
+        while (await asking(connector.url, "GET", f"/transfers/{request_id}")).json()[
+            "bytes"
+        ] < size:
             pass
+
+
+@pytest.mark.parametrize("length", [0, 1, 5 * MIB])
+async def test_b9_a_stream_in_one_request(connector: PlayedConnector, length: int) -> None:
+    """The plain case, so that the faults below are the faults."""
+    body = content(length)
+    client = wanting(connector.url, connector.mac)
+    request_id = await connector.command("get_dataset_stream")
+    begin, end = init(request_id, length), Complete(request_id)
+    reply = await connector.chunk(request_id, 0, body, init=begin, complete=end)
+    assert reply == Reply(200, {"offset": length})
+    answer = await client
+    assert is_whole(answer)
+    assert answer.body == body
 
 
 # --- B5: offsets --------------------------------------------------------------------------------
@@ -288,10 +305,8 @@ async def test_messages_in_the_headers_cost_one_request_and_may_come_again(
     assert (await connector.complete(request_id, root=end.root, count=end.count)).status == 200
 
 
-def init_end(request_id: str) -> Any:
+def init_end(request_id: str) -> Complete:
     """Return the closing word for the whole body."""
-    from tunnelsync.protocol import Complete
-
     return Complete(request_id, frames.root(digests_of(BODY)), 1)
 
 
@@ -566,7 +581,7 @@ async def test_an_error_in_a_raw_stream_is_a_cut(connector: PlayedConnector) -> 
 
 # --- M1: what is on the socket ------------------------------------------------------------------
 
-WRONG = {
+WRONG: dict[str, str | bytes] = {
     "deep": "[" * 30_000,
     "deep and closed": '{"type":"ack","request_id":' + "[" * 20_000 + "]" * 20_000 + "}",
     "deep objects": '{"a":' * 10_000 + "1" + "}" * 10_000,
@@ -733,17 +748,17 @@ async def test_a_connector_that_acknowledges_and_falls_silent_is_told_of(system:
 
 
 async def test_signs_of_life_keep_a_request_alive(system: System) -> None:
-    """Twelve times a third of the deadline: four deadlines in all."""
-    url = system.router(answer_seconds=0.9).url
+    """Eight times a quarter of the deadline: twice that in all."""
+    url = system.router(answer_seconds=1).url
     async with played(url, next(MACS)) as connector:
         client = wanting(url, connector.mac, "sync")
         request_id = await connector.command("get_dataset")
-        for done in range(12):
+        for done in range(8):
             await connector.say(Progress(request_id, "reading", done))
-            await asyncio.wait({client}, timeout=0.3)
+            await asyncio.wait({client}, timeout=0.25)
             assert not client.done()
         told = (await asking(url, "GET", f"/transfers/{request_id}")).json()
-        assert (told["progress"], told["progress_done"]) == ("reading", 11)
+        assert (told["progress"], told["progress_done"]) == ("reading", 7)
         await connector.result(request_id, {"data": "x"})
         assert (await client).json() == {"data": "x"}
 

@@ -52,7 +52,7 @@ def test_b12_a_line_that_always_breaks_ends_with_an_error(
 ) -> None:
     router = system.router(zero_copy=zero_copy, resume_seconds=5)
     sparse_file(tmp_path / "datasets" / "data", GIB)
-    with fault_proxy(router.port, cut_after=20_000, cuts=10**6) as proxy:
+    with fault_proxy(router.port, cut_after=3000, cuts=10**6) as proxy:
         system.connector("--router", proxy.url, backoff_first_seconds=0.01, resume_attempts=3)
         done = system.cli("fetch", "--mode", "stream", MAC, "data", "-o", tmp_path / "out")
     assert done.code == 7, done.err

@@ -5,7 +5,6 @@ prints.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "router": ("router:router", "Run the router."),
     "connector": ("connector:connector", "Run a connector: offer a folder's files as datasets."),
     "demo": ("demo:demo", "Run router, connector and store on this machine, to try it."),
-    "bench": ("bench:bench", "Measure a router and a connector."),
     "request-sync": ("fetch:request_sync", "Same as fetch --mode buffer."),
     "request-stream": ("fetch:request_stream", "Same as fetch --mode stream."),
     "request-offload": ("fetch:request_offload", "Same as fetch --mode offload."),
@@ -38,12 +36,12 @@ class Commands(click.Group):
     """A group whose commands are imported on use, and whose errors become exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the commands there are, in the order of the table."""
-        return [name for name in COMMANDS if _exists(name)]
+        """Return the names of the commands, in the order of the table."""
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; None if there is none of this name."""
-        if cmd_name not in COMMANDS or not _exists(cmd_name):
+        if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name][0].split(":")
         command = getattr(importlib.import_module(f"tunnelsync.cli.{module}"), attribute)
@@ -74,11 +72,6 @@ class Commands(click.Group):
         except Exception as exc:
             code = output.failure(exc)
         sys.exit(code)
-
-
-def _exists(name: str) -> bool:
-    module = COMMANDS[name][0].split(":")[0]
-    return importlib.util.find_spec(f"tunnelsync.cli.{module}") is not None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

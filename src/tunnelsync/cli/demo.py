@@ -101,6 +101,9 @@ async def _demo(*, keep: bool, as_json: bool) -> int:
             system = await _started(folder, children, ports, tell)
             rows = await _rows(system, folder, tell)
         code = _report(rows, as_json=as_json)
+        if code:
+            for complaint in children.complaints():
+                output.say(complaint)
         try:
             children.check()
             if keep:

@@ -28,6 +28,7 @@ ROOM_BYTES = 3 * GIB // 2
 """Both connectors' data 0.5 GiB, their objects in the store as much, one fetched file 0.25."""
 START_SECONDS = 30.0
 POLL_SECONDS = 0.02
+COMPLAINTS = 5
 NOT_INHERITED = ("TUNNELSYNC_", "AWS_", "WEED_", "S3_")
 TIED_TO_US = (
     "import ctypes, os, signal, sys\n"
@@ -110,7 +111,8 @@ class Child:
         return None
 
     def _described(self, what: str) -> str:
-        last = self._text().rstrip().rpartition("\n")[2]
+        lines = self._text().splitlines() or [""]
+        last = next((one for one in lines if one.startswith("error: ")), lines[-1])
         return f"the {self.name} of the demo {what}" + (f": {last}" if last else "")
 
     def _text(self) -> str:
@@ -171,6 +173,13 @@ class Children:
         """Raise `Unavailable` if one of them has ended."""
         for child in self._all:
             child.check()
+
+    def complaints(self) -> Iterator[str]:
+        """Yield the last warnings and errors in each child's log, which goes with the folder."""
+        for child in self._all:
+            lines = child.log.read_text(errors="backslashreplace").splitlines()
+            found = [one for one in lines if re.search(" (WARNING|ERROR) ", one)]
+            yield from (f"{child.name}: {one}" for one in found[-COMPLAINTS:])
 
     def _environment(self) -> dict[str, str]:
         """Return our environment without the user's settings, keys and proxies."""

@@ -19,11 +19,12 @@ from tunnelsync.connector.stream import Report, require_match
 from tunnelsync.connector.upload import Upload
 from tunnelsync.errors import DatasetChanged, StoreNotConfigured
 from tunnelsync.identity import Mac
+from tunnelsync.objects import Stored
 from tunnelsync.protocol import GetDatasetAuto, GetDatasetOffload, OffloadAnswer, printable
 from tunnelsync.settings import StoreSettings
 
 if TYPE_CHECKING:
-    from tunnelsync.store import Store, Stored
+    from tunnelsync.store import Store
 
 
 class Offload:

@@ -22,6 +22,7 @@ from tunnelsync.errors import (
     TooLarge,
     TunnelSyncError,
 )
+from tunnelsync.objects import origin
 from tunnelsync.router import auto, buffer, catalog, channel, offload, results, status, stream
 from tunnelsync.router.access import ACCESS, Access, require_client
 from tunnelsync.router.asking import TRANSFER
@@ -32,7 +33,6 @@ from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings, StoreSettings
-from tunnelsync.store import origin
 
 log = logging.getLogger("tunnelsync.router")
 

@@ -10,12 +10,12 @@ from aiohttp import web
 
 from tunnelsync import protocol, wire
 from tunnelsync.errors import BadRequest, ProtocolError, StoreNotConfigured, StoreUntrusted
+from tunnelsync.objects import origin
 from tunnelsync.protocol import Mode, OffloadAnswer
 from tunnelsync.router.asking import asked_in, asking
 from tunnelsync.router.context import ROUTER, Router
 from tunnelsync.router.relay import send_whole
 from tunnelsync.router.transfer import ResultBody, Transfer
-from tunnelsync.store import origin
 
 
 async def request_offload(request: web.Request) -> web.StreamResponse:

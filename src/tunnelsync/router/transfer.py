@@ -227,8 +227,9 @@ class Transfer:
             self.connector_knows = True
             self._over(Outcome.DELIVERED, None)
             return
-        if self.state not in (State.FLOWING, State.RELAYED):
-            raise Conflict(f"an error after init came while the transfer is {self.state}")
+        if self.state is State.ANSWERED:
+            raise Conflict("an error came after the result")
+        # Before the init it counts, too: the chunk request that carried the init was lost.
         self.said.complete = complete
         self.connector_knows = True
         error = complete.error.error()
