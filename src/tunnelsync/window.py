@@ -272,7 +272,8 @@ class Multipart:
         for number, upload in list(self._left.items()):
             try:
                 async with asyncio.timeout(self._settings.abort_seconds):
-                    await self._ask("abort_multipart_upload", **upload)
+                    # In a task of its own: two deadlines of one task must not pass at once.
+                    await asyncio.create_task(self._ask("abort_multipart_upload", **upload))
             except (TimeoutError, TunnelSyncError) as exc:
                 log.warning("an upload of %s stays open: %s", upload["Key"], str(exc) or "silence")
                 if not isinstance(exc, StoreRefused):

@@ -105,7 +105,7 @@ async def test_stat_connectors_and_receipt(tmp_path: Path) -> None:
     assert shown.out.decode().split() == [
         *("name:", "d", "size:", "5", "etag:", "v1", "modified:", "1970-01-01T00:00:00Z")
     ]
-    assert connected.out.decode() == f"{MAC}\t7\t1\t\n"
+    assert connected.out.decode() == f"{MAC}\t7\t1\t\t0\n"
     assert receipt.code == 0
     assert b"dataset_changed: it changed" in receipt.out
     assert b'"d\\n"' in receipt.out

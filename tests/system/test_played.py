@@ -217,6 +217,7 @@ async def test_b5_a_range_past_the_end_is_416_with_the_size(connector: PlayedCon
     answer = await client
     assert (answer.status, answer.code) == (416, "range_not_satisfiable")
     assert answer.headers["content-range"] == "bytes */3000"
+    assert (await connector.complete(request_id)).status == 200
 
 
 # --- lost answers -------------------------------------------------------------------------------

@@ -82,14 +82,18 @@ class ChunkQueue:
 
     def put(self, chunk: Chunk, body_bytes: int) -> None:
         """Queue a chunk request if it starts where it must, else raise `WrongOffset`."""
-        right = self.next_offset
-        unknown = bool(self._chunks) and self._chunks[-1].length is None
-        if chunk.offset != right or unknown or len(self._chunks) >= self.limit:
-            raise WrongOffset(f"the transfer stands at {right}, the chunk at {chunk.offset}")
+        self.check_offset(chunk)
         if chunk.length is not None and chunk.offset + chunk.length > body_bytes:
             raise BadRequest(f"the chunk goes past the length of {body_bytes} bytes")
         self._chunks.append(chunk)
         self._arrived.set()
+
+    def check_offset(self, chunk: Chunk) -> None:
+        """Raise `WrongOffset` unless a chunk starts where it must, and there is room for it."""
+        right = self.next_offset
+        unknown = bool(self._chunks) and self._chunks[-1].length is None
+        if chunk.offset != right or unknown or len(self._chunks) >= self.limit:
+            raise WrongOffset(f"the transfer stands at {right}, the chunk at {chunk.offset}")
 
     async def next(self) -> Chunk:
         """Wait for the chunk request that goes on where the transfer stands."""

@@ -207,7 +207,8 @@ class Transfer:
             raise TransferGone(f"transfer {self.request_id} has ended")
         if self.said.init is None:
             raise Conflict("a chunk came before the init")
-        if self.state is State.RELAYED and chunk.offset == self.chunks.taken:
+        if self.state is State.RELAYED:
+            self.chunks.check_offset(chunk)
             chunk.finish()
             return
         self.state = move(self.state, Event.CHUNK)
