@@ -121,13 +121,16 @@ class PlayedConnector:
             await self.say(protocol.Ack(request_id))
         return request_id
 
-    async def close_code(self) -> int | None:
-        """Wait for the router to close the socket, and return its code."""
+    async def close_code(self) -> int:
+        """Wait for the router to close the socket, and return its code.
+
+        That of the message: aiohttp's own is 1006 when our good-bye comes too late.
+        """
         async with asyncio.timeout(SECONDS):
             message = await self.socket.receive()
-        closed = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED)
-        assert message.type in closed, message
-        return self.socket.close_code
+        assert message.type is WSMsgType.CLOSE, message
+        assert isinstance(message.data, int)
+        return message.data
 
     async def lose(self) -> None:
         """Lose the connection of the socket, without a word."""

@@ -215,7 +215,9 @@ def _locked(part: Path, target: Path) -> int | None:
             part.unlink()
             os.close(descriptor)
             return None
-        os.ftruncate(descriptor, 0)
+        if os.fstat(descriptor).st_size:
+            # Not for an empty one: ext4 writes a file that was once truncated out at its close.
+            os.ftruncate(descriptor, 0)
     except BlockingIOError:
         os.close(descriptor)
         raise _busy(target) from None
