@@ -270,13 +270,18 @@ class Multipart:
     async def abort_left(self) -> None:
         """Abort what must not stay open; what a silent store keeps is tried again next time."""
         for number, upload in list(self._left.items()):
+            # In a task of its own: its deadlines cancel it, and must not be taken for our end.
+            asking = asyncio.create_task(self._ask("abort_multipart_upload", **upload))
             try:
-                async with asyncio.timeout(self._settings.abort_seconds):
-                    # In a task of its own: two deadlines of one task must not pass at once.
-                    await asyncio.create_task(self._ask("abort_multipart_upload", **upload))
-            except (TimeoutError, TunnelSyncError) as exc:
-                log.warning("an upload of %s stays open: %s", upload["Key"], str(exc) or "silence")
-                if not isinstance(exc, StoreRefused):
+                done, _ = await asyncio.wait({asking}, timeout=self._settings.abort_seconds)
+            finally:
+                asking.cancel()
+            ended = await asyncio.gather(asking, return_exceptions=True)
+            if isinstance(failed := ended[0], BaseException):
+                known = isinstance(failed, TunnelSyncError)
+                told = str(failed) if done and known else "silence"
+                log.warning("an upload of %s stays open: %s", upload["Key"], told)
+                if not isinstance(failed, StoreRefused):
                     return
             self._left.pop(number, None)
 
