@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-
-import raw_http
 import pytest
 
+import raw_http
 from harness import MAC, Process, System, make_file, sparse_file, wait_until
 from played_connector import PlayedConnector, asking, played, wanting
 from raw_http import Answer
