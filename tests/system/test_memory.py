@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 
 import raw_http
 from harness import MAC, Process, System, make_file, sparse_file, wait_until
@@ -348,7 +347,6 @@ def test_p6_clients_that_connect_and_abort_leave_nothing_behind(
     assert done.code == 0, done.err
 
 
-@pytest.mark.xfail(reason="known: blocks of aborted streams stay until the garbage collector comes")
 def test_p6_a_connector_lets_go_of_the_blocks_of_streams_that_are_aborted(
     system: System, tmp_path: Path
 ) -> None:

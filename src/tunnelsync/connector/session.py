@@ -261,7 +261,8 @@ def _id_in(text: str) -> str | None:
 
 def _ended(ws: ClientWebSocketResponse, last: WSMessage) -> Exception:
     """Return what the end of a socket means."""
-    code = ws.close_code
+    # That of the message: aiohttp's own is 1006 when the close and the end come at once.
+    code = last.data if last.type is WSMsgType.CLOSE else ws.close_code
     if code in REFUSALS:
         return _Refused(REFUSALS[code])
     if code == protocol.CLOSE_RESTART:

@@ -182,6 +182,8 @@ class _Sending:
     async def _go_on(self, error: TunnelSyncError, at: int, tries: int) -> tuple[int, int]:
         """Ask where to go on after a broken chunk request; return that, and the tries in vain."""
         log.debug("request %s: chunk at %d: %s", self._id, at, error.message)
+        # Its frames hold what was being sent, in a cycle: blocks of 4 MiB.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         while tries < self._upload.settings.resume_attempts:
             await self._upload.pause(tries)
             tries += 1
