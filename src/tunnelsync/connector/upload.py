@@ -139,8 +139,8 @@ class Upload:
                 why = exc.message
                 continue
             except Stalled as exc:
-                # The router keeps its answer back while a slow client reads: a large body that
-                # it has is not sent again for that.
+                # A large body that stalled is not sent again: that would hold its place and
+                # its share of the budget for one more deadline each time.
                 why = exc.message
                 if body.length > PIECE_BYTES:
                     break

@@ -115,9 +115,9 @@ async def _relay_chunk(
     while going and chunks.taken < end:
         long = zero_copy and transfer.written and end - chunks.taken >= SPLICE_FROM_BYTES
         if long and chunk.protocol and possible(chunk.protocol.transport, request.transport):
-            going = await _splice(transfer, chunk, request, response, end)
-        else:
-            going = await _copy(transfer, chunk, response, end)
+            await _splice(transfer, chunk, request, response, end)
+            break
+        going = await _copy(transfer, chunk, response, end)
     if chunk.detached:
         return False
     if chunks.taken >= body_bytes:
@@ -157,8 +157,8 @@ async def _splice(
     request: web.Request,
     response: web.StreamResponse,
     end: int,
-) -> bool:
-    """Move the rest of an upload from socket to socket; always returns False: nothing is left.
+) -> None:
+    """Move the rest of an upload from socket to socket, until its end or its break.
 
     The server knows nothing of these bytes, so the upload's connection ends with them.
     """
@@ -170,7 +170,7 @@ async def _splice(
         # Nothing is awaited from the last read to the pause, so no byte can come in between.
         arrived = chunk.content.read_nowait(-1)
     except BROKEN:
-        return False
+        return
     chunk.protocol.pause_reading()
     with Splice(chunk.protocol.transport, target) as way:
         chunk.splice(way.cut)
@@ -198,7 +198,6 @@ async def _splice(
         chunk.content.feed_eof()
     else:
         chunk.abort()
-    return False
 
 
 @asynccontextmanager
