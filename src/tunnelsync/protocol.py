@@ -177,12 +177,13 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class GetDataset:
-    """Mode buffer: answer with one `BufferAnswer`."""
+    """Mode buffer: answer with one `BufferAnswer`. In each ``client`` labels who waits for it."""
 
     command: ClassVar[str] = "get_dataset"
     request_id: str
     dataset_name: str
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,7 @@ class GetDatasetStream:
     offset: int = 0
     length: int | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ class GetDatasetOffload:
     request_id: str
     dataset_name: str
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,7 @@ class GetDatasetAuto:
     offset: int = 0
     length: int | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
