@@ -96,18 +96,7 @@ class Shelf:
 @pytest.fixture(scope="module")
 def outside(store_server: S3Server) -> Any:
     """A client that looks at the store without our code, in a bucket that keeps versions."""
-    import boto3
-    from botocore.config import Config
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=store_server.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=store_server.access_key,
-        aws_secret_access_key=store_server.secret_key,
-        # With its trailing checksums SeaweedFS never answers a PUT of nothing.
-        config=Config(request_checksum_calculation="when_required"),
-    )
+    client = store_server.client()
     client.create_bucket(Bucket=BUCKET)
     versions = {"Status": "Enabled"}
     client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration=versions)

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "receipt": ("receipt:receipt", "Show what became of a transfer."),
     "digest": ("digest:digest", "Print the root of a file, to compare with a fetch."),
     "token": ("token:token", "Make, list and revoke tokens."),
+    "store": ("store:store", "Remove from the S3 store what is old."),
     "router": ("router:router", "Run the router."),
     "connector": ("connector:connector", "Run a connector: offer a folder's files as datasets."),
     "demo": ("demo:demo", "Run router, connector and store on this machine, to try it."),
