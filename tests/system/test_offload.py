@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -712,6 +713,24 @@ def test_gc_removes_what_is_old_and_says_so(
         assert shelf.uploads() == []
         assert fetch(system, "offload", tmp_path / "o", "--force").code == 0
         assert sha256(tmp_path / "o") == sha256(source)
+
+
+def test_the_rule_in_the_docs_is_one_that_stores_take(store_server: S3Server, shelf: Shelf) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    blocks = (orjson.loads(one) for one in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    (rule,) = (one for one in blocks if "Rules" in one)
+    shelf.client.create_bucket(Bucket="with-a-rule")
+    with_rule = {"Bucket": "with-a-rule", "LifecycleConfiguration": rule}
+    shelf.client.put_bucket_lifecycle_configuration(**with_rule)
+    (kept,) = shelf.client.get_bucket_lifecycle_configuration(Bucket="with-a-rule")["Rules"]
+    (given,) = rule["Rules"]
+    assert (kept["Filter"], kept["Expiration"]) == (given["Filter"], given["Expiration"])
+    assert kept["Filter"] == {"Prefix": f"{StoreSettings().prefix}/"}
+    days = kept["Expiration"]["Days"]
+    assert days * 24 * 3600 >= StoreSettings().object_lifetime_seconds
+    if store_server.kind != "minio":  # which ends uploads by itself
+        name = "AbortIncompleteMultipartUpload"
+        assert kept[name] == given[name]
 
 
 def test_gc_without_a_store_or_with_one_that_is_away_says_so(store_server: S3Server) -> None:
