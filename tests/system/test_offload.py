@@ -499,24 +499,31 @@ class Held:
         return self.system.start("fetch", "--mode", "offload", MAC, self.name, "-o", str(target))
 
 
+@contextmanager
+def holding(folder: Path, server: S3Server, shelf: Shelf) -> Iterator[Held]:
+    """Run a router, and a connector whose way to the store has a gate."""
+    with gate(server) as way:
+        store = environ(
+            server,
+            prefix=shelf.prefix,
+            endpoint=way.url,
+            public_endpoint=server.endpoint,
+            part_bytes=PART_BYTES,
+        )
+        with running(folder, store) as system:
+            system.router()
+            system.connector()
+            yield Held(system, way, shelf)
+            way.open()
+
+
 @pytest.fixture(scope="module")
 def held(
     tmp_path_factory: pytest.TempPathFactory, store_server: S3Server, outside: Any
 ) -> Iterator[Held]:
     shelf = Shelf(outside, next(PREFIXES))
-    with gate(store_server) as way:
-        store = environ(
-            store_server,
-            prefix=shelf.prefix,
-            endpoint=way.url,
-            public_endpoint=store_server.endpoint,
-            part_bytes=PART_BYTES,
-        )
-        with running(tmp_path_factory.mktemp("held"), store) as system:
-            system.router()
-            system.connector()
-            yield Held(system, way, shelf)
-            way.open()
+    with holding(tmp_path_factory.mktemp("held"), store_server, shelf) as made:
+        yield made
 
 
 def grow(path: Path) -> None:
@@ -627,38 +634,27 @@ def test_s3_what_a_killed_connector_left_open_is_aborted_when_it_starts_again(
 ) -> None:
     """By kill -9 in mid-upload; and uploads of another connector stay."""
     others = f"{shelf.prefix}/cc-28-aa-04-ff-ff/{0:064x}/data"
-    by_others = {"Bucket": BUCKET, "Key": others}
-    with gate(store_server) as way:
-        store = environ(
-            store_server,
-            prefix=shelf.prefix,
-            endpoint=way.url,
-            public_endpoint=store_server.endpoint,
-            part_bytes=PART_BYTES,
+    with holding(tmp_path, store_server, shelf) as held:
+        client = held.begin("killed", 2)
+        (left,) = shelf.uploads()
+        by_others = {"Bucket": BUCKET, "Key": others}
+        by_others["UploadId"] = shelf.client.create_multipart_upload(**by_others)["UploadId"]
+        _, connector, *_ = held.system.processes
+        connector.kill()
+        assert client.wait(SECONDS) == 5, client.log
+        assert left in shelf.uploads()
+        wait_until(
+            lambda: age_seconds(shelf.client, BUCKET, left) >= 3,
+            SECONDS,
+            "the upload to be older than the next process, also by whole seconds",
         )
-        with running(tmp_path, store) as system:
-            system.router()
-            connector = system.connector()
-            by_others["UploadId"] = shelf.client.create_multipart_upload(**by_others)["UploadId"]
-            source = sparse_file(tmp_path / "datasets" / "d", 2 * PART_BYTES, {9: b"data"})
-            client = system.start("fetch", "--mode", "offload", MAC, "d", "-o", str(tmp_path / "o"))
-            wait_until(lambda: way.held == 2, SECONDS, "the upload to be held")
-            (left,) = set(shelf.uploads()) - {others}
-            connector.kill()
-            assert client.wait(SECONDS) == 5, client.log
-            assert left in shelf.uploads()
-            wait_until(
-                lambda: age_seconds(shelf.client, BUCKET, left) >= 3,
-                SECONDS,
-                "the upload to be older than the next process, also by whole seconds",
-            )
-            way.open()
-            system.connector().wait_for_line("1 uploads that were left open are aborted")
-            assert shelf.uploads() == [others]
-            assert fetch(system, "offload", tmp_path / "o").code == 0
-            assert sha256(tmp_path / "o") == sha256(source)
-            assert shelf.put_count("/data") == 1
-            assert shelf.uploads() == [others]
+        held.way.open()
+        held.system.connector().wait_for_line("1 uploads that were left open are aborted")
+        assert shelf.uploads() == [others]
+        assert held.start(held.target).wait(SECONDS) == 0
+        assert sha256(held.target) == sha256(held.source)
+        assert held.puts == 1
+        assert shelf.uploads() == [others]
     shelf.client.abort_multipart_upload(**by_others)
 
 
