@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ class S3Server:
         }
         return StoreSettings(**(values | over))
 
+    def client(self) -> Any:
+        """Return a client that looks at the server from outside, by boto alone."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            # With its trailing checksums SeaweedFS never answers a PUT of nothing.
+            config=Config(request_checksum_calculation="when_required"),
+        )
+
     def pause(self) -> None:
         """Let the server fall silent: it accepts connections and answers nothing."""
         os.kill(self.process.pid, signal.SIGSTOP)
@@ -68,6 +84,17 @@ class S3Server:
         """Kill the server, so that connections are refused."""
         self.process.kill()
         self.process.wait()
+
+
+def age_seconds(client: Any, bucket: str, key: str) -> float:
+    """Return the age of an open upload, or else of an object, by the store's own clock."""
+    answer = client.list_multipart_uploads(Bucket=bucket)
+    at = [one["Initiated"] for one in answer.get("Uploads", []) if one["Key"] == key]
+    if not at:
+        answer = client.head_object(Bucket=bucket, Key=key)
+        at = [answer["LastModified"]]
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - at[0]).total_seconds())
 
 
 @contextmanager

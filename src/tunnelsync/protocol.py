@@ -178,12 +178,13 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class GetDataset:
-    """Mode buffer: answer with one `BufferAnswer`."""
+    """Mode buffer: answer with one `BufferAnswer`. In each ``client`` labels who waits for it."""
 
     command: ClassVar[str] = "get_dataset"
     request_id: str
     dataset_name: str
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,7 @@ class GetDatasetStream:
     offset: int = 0
     length: int | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,7 @@ class GetDatasetOffload:
     request_id: str
     dataset_name: str
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,7 @@ class GetDatasetAuto:
     offset: int = 0
     length: int | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

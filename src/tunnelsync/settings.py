@@ -58,6 +58,9 @@ class StoreSettings:
     url_lifetime_seconds: int = _setting(
         3600, "how long an address holds: enough to begin a download, short if leaked"
     )
+    object_lifetime_seconds: int = _setting(
+        7 * 24 * 3600, "then `store gc` removes it; its first half is when it is used again"
+    )
     access_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     secret_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     part_bytes: int = _setting(16 * MIB, "measured best with four at once; grows past 140 GiB")
@@ -67,6 +70,9 @@ class StoreSettings:
     connect_seconds: float = _setting(10.0, "a store that does not answer by then is down")
     read_seconds: float = _setting(60.0, "completing a large multipart upload can take that long")
     abort_seconds: float = _setting(10.0, "how long the way out waits for a silent store")
+    tidy_seconds: float = _setting(
+        300.0, "a connector's search, at its start, for uploads that it left open before"
+    )
     attempts: int = _setting(3, "rides out one restart of a store's node")
     settle_seconds: float = _setting(2.0, "a younger mtime or ctime can hide an edit: not reused")
 

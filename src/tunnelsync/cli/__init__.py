@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "digest": ("digest:digest", "Print the root of a file, to compare with a fetch."),
     "verify": ("verify:verify", "Check a file against the receipt of its fetch."),
     "token": ("token:token", "Make, list and revoke tokens."),
+    "store": ("store:store", "Remove from the S3 store what is old."),
     "router": ("router:router", "Run the router."),
     "connector": ("connector:connector", "Run a connector: offer a folder's files as datasets."),
     "demo": ("demo:demo", "Run router, connector and store on this machine, to try it."),

@@ -2,14 +2,22 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
 from tunnelsync.errors import BadName, BadRequest
 from tunnelsync.identity import Mac, mac_address
-from tunnelsync.protocol import Coding, Command, Conditions, DatasetRequest, check_name
+from tunnelsync.protocol import (
+    Coding,
+    Command,
+    Conditions,
+    DatasetCommand,
+    DatasetRequest,
+    check_name,
+)
+from tunnelsync.router.access import ACCESS
 from tunnelsync.router.bodies import read_message
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.transfer import Transfer
@@ -73,8 +81,17 @@ async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
 async def asking(
     request: web.Request, mac: Mac, name: str, mode: str, command: Callable[[str], Command]
 ) -> AsyncIterator[Transfer]:
-    """Send a connector a command on behalf of a request; see `Switchboard.ask`."""
-    async with request.app[ROUTER].switchboard.ask(mac, name, mode, command) as transfer:
+    """Send a connector a command on behalf of a request; see `Switchboard.ask`.
+
+    A command that takes a place there says whose it is, so that places are shared fairly.
+    """
+    label = request.app[ACCESS].label(request)
+
+    def labelled(request_id: str) -> Command:
+        made = command(request_id)
+        return replace(made, client=label) if isinstance(made, DatasetCommand) else made
+
+    async with request.app[ROUTER].switchboard.ask(mac, name, mode, labelled) as transfer:
         request[TRANSFER] = transfer
         yield transfer
 
