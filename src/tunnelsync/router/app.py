@@ -68,6 +68,7 @@ def routes() -> list[web.AbstractRouteDef]:
         web.post("/datasets/request-offload", work(offload.request_offload)),
         web.post("/datasets/request-auto", work(auto.request_auto)),
         web.get("/transfers/{request_id}", _for_clients(status.receipt), allow_head=False),
+        web.get("/transfers/{request_id}/result", _for_clients(status.result), allow_head=False),
         web.delete("/transfers/{request_id}", _for_clients(status.cancel)),
         web.get("/connectors", _for_clients(status.connectors), allow_head=False),
         web.get("/metrics", _for_clients(status.metrics), allow_head=False),
