@@ -130,11 +130,6 @@ class ChunkQueue:
         if chunk in self._chunks:
             self._chunks.remove(chunk)
 
-    @property
-    def count(self) -> int:
-        """How many chunk requests there are."""
-        return len(self._chunks)
-
     def detach(self) -> int:
         """Break off the chunk requests there are, and return the offset to go on from."""
         for chunk in self._chunks:

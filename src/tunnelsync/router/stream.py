@@ -137,14 +137,15 @@ async def complete(request: web.Request) -> web.Response:
 async def offset(request: web.Request) -> web.Response:
     """``GET /datasets/stream/offset``: break off the uploads there are; where to go on.
 
-    With ``?detach=no`` nothing is broken off, and ``chunks`` tells how many uploads have come.
+    With ``?detach=no`` nothing is broken off, and ``next`` is where those that have come end.
     """
     _, mac = connector_of(request)
     transfer = _claimed(request, request_id_in(request), mac)
     if transfer.state is State.ENDED:
         raise TransferGone(f"transfer {transfer.request_id} has ended")
     if request.query.get("detach") == "no":
-        return json_answer({"offset": transfer.chunks.taken, "chunks": transfer.chunks.count})
+        chunks = transfer.chunks
+        return json_answer({"offset": chunks.taken, "next": chunks.next_offset})
     return json_answer({"offset": transfer.chunks.detach()})
 
 
