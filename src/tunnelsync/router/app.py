@@ -16,6 +16,7 @@ from tunnelsync import protocol
 from tunnelsync.errors import (
     BadRequest,
     BadSetting,
+    Cancelled,
     Draining,
     Internal,
     NotFound,
@@ -111,7 +112,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             begun: web.StreamResponse = request[STARTED]
             return begun
         if isinstance(error, ConnectionError):
-            raise
+            # It reaches nobody; raised, it would be logged as a defect of ours.
+            error = Cancelled("the client's connection broke")
         return refused(error)
     except web.HTTPRequestEntityTooLarge as error:
         return refused(TooLarge(error.text or "the request is too large"))
