@@ -1,5 +1,6 @@
-"""A result in parts, from a connector that a test plays: in order, twice, wrong, or too much."""
+"""What comes in parts, from a connector that a test plays: in order, early, twice, or too much."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
+import raw_http
 from harness import Router, System
 from played_connector import PlayedConnector, Reply, asking, played, wanting
+from played_router import content
+from tunnelsync import protocol
 from tunnelsync.settings import KIB, MIB
 
 MACS = (f"cc-28-aa-02-{n >> 8:02x}-{n & 255:02x}" for n in count())
@@ -136,3 +140,56 @@ async def test_an_error_may_come_in_parts_too(connector: PlayedConnector) -> Non
         assert (await part(connector, request_id, at, data, len(text))).status == 200
     answer = await client
     assert (answer.status, answer.code) == (404, "dataset_not_found")
+
+
+async def test_b5_a_chunk_that_comes_before_the_one_it_follows_waits(
+    connector: PlayedConnector,
+) -> None:
+    body = content(3000)
+    client = wanting(connector.url, connector.mac)
+    request_id = await connector.command("get_dataset_stream")
+    assert (await connector.init(request_id, 3000)).status == 200
+    posts = {
+        asyncio.create_task(
+            connector.post("stream/chunk", body[1000:], request_id=request_id, offset=1000, after=0)
+        )
+        for _ in range(2)
+    }
+    # Only one can wait there: the other is refused, so the one has come.
+    refused, waiting = await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
+    (reply,) = [one.result() for one in refused]
+    assert (reply.status, reply.code, reply.value["offset"]) == (409, "wrong_offset", 0)
+    early = waiting.pop()
+    assert (await connector.chunk(request_id, 0, body[:1000])).status == 200
+    assert await early == Reply(200, {"offset": 3000})
+    assert (await connector.complete(request_id)).status == 200
+    assert (await client).body == body
+
+
+async def test_b12_who_only_looks_at_the_offset_breaks_nothing_off(
+    connector: PlayedConnector,
+) -> None:
+    body = content(3000)
+    client = wanting(connector.url, connector.mac)
+    request_id = await connector.command("get_dataset_stream")
+    assert await looked(connector, request_id) == {"offset": 0, "next": 0}
+    assert (await connector.init(request_id, 3000)).status == 200
+    held = await connector.held_chunk(request_id, 0, 3000)
+    await held.send(body[:1000])
+    async with asyncio.timeout(20):
+        while (await looked(connector, request_id)) != {"offset": 1000, "next": 3000}:
+            pass
+    await held.send(body[1000:])
+    reply = await held.reply()
+    assert reply == Reply(200, {"offset": 3000})
+    assert (await connector.complete(request_id)).status == 200
+    assert (await client).body == body
+
+
+async def looked(connector: PlayedConnector, request_id: str) -> dict[str, Any]:
+    query = f"request_id={request_id}&detach=no"
+    headers = {protocol.H_CONNECTOR: connector.mac}
+    answer = await asyncio.to_thread(
+        raw_http.ask, connector.url, "GET", f"/datasets/stream/offset?{query}", headers
+    )
+    return answer.json()
