@@ -2,20 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from itertools import count
 from typing import Any
 
 import pytest
 
 import raw_http
 from harness import Router, System
-from played_connector import PlayedConnector, asking, init, is_whole, played
+from played_connector import (
+    PlayedConnector,
+    another_mac,
+    asking,
+    init,
+    is_whole,
+    played,
+    router_alone,
+)
 from played_router import content
 from raw_http import Answer
 from tunnelsync.errors import DatasetNotFound
 from tunnelsync.protocol import Complete, Progress, error_answer
 
-MACS = (f"cc-28-aa-04-{n >> 8:02x}-{n & 255:02x}" for n in count())
 BODY = content(3000)
 STORE = "http://127.0.0.1:9"
 OFFERED = {
@@ -33,16 +39,15 @@ OFFERED = {
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
-    started = System(tmp_path_factory.mktemp("detached"), {"TUNNELSYNC_STORE_ENDPOINT": STORE})
-    try:
-        yield started.router(async_wait_seconds=20, detached_seconds=20)
-    finally:
-        started.stop()
+    environ = {"TUNNELSYNC_STORE_ENDPOINT": STORE}
+    limits = {"async_wait_seconds": 20, "detached_seconds": 20}
+    with router_alone(tmp_path_factory.mktemp("detached"), environ, **limits) as router:
+        yield router
 
 
 @pytest.fixture
 async def connector(shared: Router) -> AsyncIterator[PlayedConnector]:
-    async with played(shared.url, next(MACS)) as one:
+    async with played(shared.url, another_mac()) as one:
         yield one
 
 
@@ -192,7 +197,7 @@ async def test_p2_a_client_that_attached_and_left_ends_it(connector: PlayedConne
 
 async def test_l1_a_connector_that_goes_offline_ends_it(system: System) -> None:
     router = system.router(return_grace_seconds=0)
-    async with played(router.url, next(MACS)) as connector:
+    async with played(router.url, another_mac()) as connector:
         assert (await preferring(connector)).status == 202
         request_id = await connector.command("get_dataset_stream")
         asked = asyncio.create_task(told(connector, request_id))
@@ -204,7 +209,7 @@ async def test_l1_a_connector_that_goes_offline_ends_it(system: System) -> None:
 @pytest.mark.parametrize("ready", [False, True])
 async def test_p7_one_that_nobody_asks_for_is_cancelled(system: System, ready: bool) -> None:
     router = system.router(detached_seconds=0.5)
-    async with played(router.url, next(MACS)) as connector:
+    async with played(router.url, another_mac()) as connector:
         assert (await preferring(connector, "sync")).status == 202
         request_id = await connector.command("get_dataset")
         if ready:
@@ -220,7 +225,7 @@ async def test_p7_one_that_nobody_asks_for_is_cancelled(system: System, ready: b
 
 async def test_p7_asking_keeps_it_until_it_is_ready_and_no_longer(system: System) -> None:
     router = system.router(detached_seconds=0.5, receipt_wait_seconds=1)
-    async with played(router.url, next(MACS)) as connector:
+    async with played(router.url, another_mac()) as connector:
         assert (await preferring(connector, "sync")).status == 202
         request_id = await connector.command("get_dataset")
         assert "outcome" not in await told(connector, request_id)  # a second, with one request
@@ -233,7 +238,7 @@ async def test_p7_asking_keeps_it_until_it_is_ready_and_no_longer(system: System
 
 async def test_l3_a_router_that_stops_waits_for_who_comes(system: System) -> None:
     router = system.router(drain_seconds=20)
-    async with played(router.url, next(MACS)) as connector:
+    async with played(router.url, another_mac()) as connector:
         assert (await preferring(connector, "sync")).status == 202
         request_id = await connector.command("get_dataset")
         router.popen.terminate()
@@ -247,7 +252,7 @@ async def test_l3_a_router_that_stops_waits_for_who_comes(system: System) -> Non
 
 async def test_l3_one_that_outlasts_the_grace_is_broken_off(system: System) -> None:
     router = system.router(drain_seconds=0.5)
-    async with played(router.url, next(MACS)) as connector:
+    async with played(router.url, another_mac()) as connector:
         assert (await preferring(connector)).status == 202
         request_id = await connector.command("get_dataset_stream")
         assert (await connector.init(request_id, 3000)).status == 200

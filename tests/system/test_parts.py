@@ -2,36 +2,40 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from itertools import count
 from typing import Any
 
 import orjson
 import pytest
 
 import raw_http
-from harness import Router, System
-from played_connector import PlayedConnector, Reply, asking, played, wanting
+from harness import Router
+from played_connector import (
+    PlayedConnector,
+    Reply,
+    another_mac,
+    asking,
+    played,
+    router_alone,
+    wanting,
+)
 from played_router import content
 from tunnelsync import protocol
 from tunnelsync.settings import KIB, MIB
 
-MACS = (f"cc-28-aa-02-{n >> 8:02x}-{n & 255:02x}" for n in count())
 ANSWER = orjson.dumps({"data": "x" * 3 * MIB, "status": "success"})
 PART = MIB
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
-    started = System(tmp_path_factory.mktemp("parts"))
-    try:
-        yield started.router(buffers_bytes=16 * MIB, buffer_json_bytes=12 * MIB)
-    finally:
-        started.stop()
+    limits = {"buffers_bytes": 16 * MIB, "buffer_json_bytes": 12 * MIB}
+    with router_alone(tmp_path_factory.mktemp("parts"), **limits) as router:
+        yield router
 
 
 @pytest.fixture
 async def connector(shared: Router) -> AsyncIterator[PlayedConnector]:
-    async with played(shared.url, next(MACS)) as one:
+    async with played(shared.url, another_mac()) as one:
         yield one
 
 
