@@ -28,7 +28,7 @@ PART = MIB
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
-    limits = {"buffers_bytes": 16 * MIB, "buffer_json_bytes": 12 * MIB}
+    limits: dict[str, Any] = {"buffers_bytes": 16 * MIB, "buffer_json_bytes": 12 * MIB}
     with router_alone(tmp_path_factory.mktemp("parts"), **limits) as router:
         yield router
 
