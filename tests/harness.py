@@ -43,7 +43,8 @@ Value = TypeVar("Value")
 def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without settings, keys or proxies, and with ``extra``.
 
-    The AWS chain finds nothing on this machine, and does not look for it on the network.
+    The AWS chain finds nothing on this machine, and does not look for it on the network. A client
+    tries nothing again, so that a test sees the first error; one that is about trying says so.
     """
     kept = {
         name: value
@@ -52,6 +53,7 @@ def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
     nothing = {"AWS_EC2_METADATA_DISABLED": "true"}
     nothing |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    nothing["TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS"] = "0"
     return kept | nothing | dict(extra or {})
 
 

@@ -184,8 +184,26 @@ class ClientSettings:
     blocks_in_hand: int = _setting(3, "blocks of 4 MiB between network and disk")
     json_bytes: int = _setting(96 * MIB, "mode buffer: the largest answer")
     message_bytes: int = _setting(4 * MIB, "any other answer")
-    digests_bytes: int = _setting(64 * MIB, "packed digests of one object: enough for 8 TiB")
+    digests_bytes: int = _setting(64 * MIB, "digests of one dataset: enough for 8 TiB")
     connections: int = _setting(100, "HTTP connections of one client")
+    retry_for_seconds: float = _setting(
+        120.0, "rides out a router's restart; counted from the last block that came"
+    )
+    backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
+    backoff_cap_seconds: float = _setting(10.0, "a line that is back is noticed by then")
+    repairs: int = _setting(3, "a block that came wrong is fetched again so often")
+    journal_seconds: float = _setting(
+        2.0, "what a kill can cost; each entry waits for a sync of the data"
+    )
+    journal_bytes: int = _setting(128 * MIB, "the longest journal read: a dataset of 12 TiB")
+    parallel: int = _setting(0, "streams of one dataset; 0 chooses by its size and the line")
+    parallel_most: int = _setting(8, "one client is not to fill a connector's places")
+    parallel_on_long_lines: int = _setting(4, "what is chosen when a line is long")
+    parallel_from_bytes: int = _setting(256 * MIB, "below, one stream is soon done")
+    parallel_round_trip_seconds: float = _setting(
+        0.02, "from there on, one connection's window can be short of the line"
+    )
+    parallel_least_bytes: int = _setting(32 * MIB, "a stream of its own for less does not pay")
 
 
 Role = TypeVar("Role", StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)

@@ -8,7 +8,8 @@ import pytest
 
 from harness import MAC, System, make_file, sha256, sparse_file, wait_until
 from held import HeldGet
-from tunnelsync.client.target import part_path
+from tunnelsync.client.part import SUFFIX
+from tunnelsync.client.target import beside
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.settings import GIB, MIB
 
@@ -26,7 +27,7 @@ def zero_copy(request: pytest.FixtureRequest) -> bool:
 
 def begun(target: Path, size: int = 8 * MIB) -> Callable[[], bool]:
     """Tell whether a fetch has brought so much already."""
-    part = part_path(target)
+    part = beside(target, SUFFIX)
     return lambda: part.exists() and part.stat().st_size >= size
 
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "connectors": ("connectors:connectors", "List the connectors that the router knows."),
     "receipt": ("receipt:receipt", "Show what became of a transfer."),
     "digest": ("digest:digest", "Print the root of a file, to compare with a fetch."),
+    "verify": ("verify:verify", "Check a file against the receipt of its fetch."),
     "token": ("token:token", "Make, list and revoke tokens."),
     "router": ("router:router", "Run the router."),
     "connector": ("connector:connector", "Run a connector: offer a folder's files as datasets."),

@@ -23,6 +23,7 @@ from tunnelsync.client.body import Body
 from tunnelsync.dial import CONNECTION_ERRORS, authorization, http_session, proxy_for, reason
 from tunnelsync.errors import (
     BadRequest,
+    NotARouter,
     ProtocolError,
     RouterUnreachable,
     TimedOut,
@@ -185,14 +186,33 @@ class Link:
         except BadRequest:
             value = {}
         if isinstance(value.get("error"), dict):
-            return TunnelSyncError.from_wire(value["error"])
-        if "code" in value:
-            return TunnelSyncError.from_wire(value)
-        status = f"{response.status} {protocol.printable(response.reason or '')[1:-1][:80]}".strip()
-        return RouterUnreachable(
-            f"{self.router} answered {status}, and not as a TunnelSync router does",
-            hint="A proxy in front of the router, or another server: check the address.",
-        )
+            error = TunnelSyncError.from_wire(value["error"])
+        elif "code" in value:
+            error = TunnelSyncError.from_wire(value)
+        else:
+            phrase = protocol.printable(response.reason or "")[1:-1][:80]
+            answered = f"{self.router} answered {response.status} {phrase}".strip()
+            passing = response.status in PASSING
+            kind = RouterUnreachable if passing else NotARouter
+            error = kind(
+                f"{answered}, and not as a TunnelSync router does", hint=NotARouter.next_step
+            )
+        error.retry_after_seconds = _retry_after(response)
+        return error
+
+
+PASSING = frozenset({408, 429, 502, 503, 504})
+"""Statuses of a proxy whose router is away for a moment."""
+RETRY_AFTER_SECONDS = 60
+"""The longest pause that we let ourselves be told."""
+
+
+def _retry_after(response: ClientResponse) -> int | None:
+    """Return the seconds of ``Retry-After`` (RFC 9110, 10.2.3), which may also be a date: None."""
+    text = response.headers.get("Retry-After", "").strip()
+    if not text.isascii() or not text.isdigit():
+        return None
+    return min(int(text[:6]), RETRY_AFTER_SECONDS)
 
 
 def decode(kind: type[Answer], data: bytes) -> Answer:

@@ -14,7 +14,7 @@ from aiohttp import ClientSession
 from yarl import URL
 
 from tunnelsync import protocol, wire
-from tunnelsync.connector.backoff import jittered
+from tunnelsync.backoff import jittered
 from tunnelsync.connector.proxies import Proxies
 from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
 from tunnelsync.errors import (

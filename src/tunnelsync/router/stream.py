@@ -98,6 +98,8 @@ def streamed_headers(
     if coding == Coding.RAW:
         headers["Accept-Ranges"] = "bytes"
         headers["Content-Disposition"] = content_disposition(dataset)
+    else:
+        headers[protocol.H_OFFSET] = str(version.offset)
     if version.status == 206 and coding == Coding.RAW:
         last = version.offset + version.length - 1
         headers["Content-Range"] = f"bytes {version.offset}-{last}/{version.size}"

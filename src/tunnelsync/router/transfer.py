@@ -13,10 +13,7 @@ from tunnelsync import protocol
 from tunnelsync.errors import (
     BadRequest,
     BrokenOff,
-    Cancelled,
     Conflict,
-    ConnectorOffline,
-    ConnectorReplaced,
     Stalled,
     TimedOut,
     TransferGone,
@@ -27,7 +24,7 @@ from tunnelsync.router.chunks import Chunk, ChunkQueue
 from tunnelsync.router.deadline import Deadline
 from tunnelsync.router.said import Reply, ResultBody, Said, same
 from tunnelsync.settings import RouterSettings
-from tunnelsync.transfer import Event, Outcome, State, move
+from tunnelsync.transfer import Event, Outcome, State, move, outcome_of
 
 STREAMED = (protocol.GetDatasetStream, protocol.GetDatasetAuto)
 CLIENT_TAKES = "the client to take a byte"
@@ -232,17 +229,7 @@ class Transfer:
         """End with the outcome that the error means; what was relayed whole is delivered."""
         if self.state is State.RELAYED:
             return
-        if isinstance(error, Cancelled):
-            outcome = Outcome.CANCELLED
-        elif isinstance(error, ConnectorOffline | ConnectorReplaced):
-            outcome = Outcome.OFFLINE
-        elif isinstance(error, TimedOut):
-            outcome = Outcome.TIMED_OUT
-        elif self.said.init is None:
-            outcome = Outcome.REFUSED
-        else:
-            outcome = Outcome.BROKEN
-        self.end(outcome, error)
+        self.end(outcome_of(error, begun=self.said.init is not None), error)
 
     def _over(self, outcome: Outcome, error: TunnelSyncError | None) -> None:
         self.state = State.ENDED
