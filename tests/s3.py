@@ -143,7 +143,7 @@ def _started(kind: str, folder: Path, data: Path | None) -> S3Server:
 def _start(kind: str, program: str, folder: Path, data: Path) -> S3Server:
     folder.mkdir()
     data.mkdir()
-    port, *others = _free_ports(1 + len(WEED_PORTS))
+    port, *others = free_ports(1 + len(WEED_PORTS))
     access_key, secret_key = f"key{secrets.token_hex(8)}", secrets.token_hex(20)
     if kind == "minio":
         command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}"]
@@ -172,7 +172,8 @@ def _start(kind: str, program: str, folder: Path, data: Path) -> S3Server:
     return S3Server(kind, f"http://127.0.0.1:{port}", access_key, secret_key, process)
 
 
-def _free_ports(count: int) -> Sequence[int]:
+def free_ports(count: int) -> Sequence[int]:
+    """Return ports of loopback that nobody listens on now."""
     with ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in held:
@@ -182,7 +183,7 @@ def _free_ports(count: int) -> Sequence[int]:
 
 def _free_admin_port() -> int:
     while True:
-        for above in _free_ports(8):
+        for above in free_ports(8):
             with socket.socket() as one:
                 try:
                     one.bind(("127.0.0.1", above - ADMIN_GRPC_SHIFT))

@@ -438,7 +438,8 @@ class Receipt:
     """What a transfer says about itself: ``GET /transfers/{request_id}``.
 
     Times in seconds from the request's arrival at the router; ``outcome`` is None while it
-    runs. ``bytes`` is what left the router for the client in this transfer.
+    runs. ``bytes`` is what left the router for the client in this transfer; ``result`` is where
+    the answer can be had, once it is ready, by a client that was told to come for it.
     """
 
     request_id: str
@@ -458,6 +459,7 @@ class Receipt:
     started_unix: float = 0.0
     first_byte_seconds: float | None = None
     seconds: float | None = None
+    result: str | None = None
 
 
 def error_answer(error: TunnelSyncError) -> dict[str, Any]:

@@ -118,7 +118,9 @@ class RouterSettings:
     list_entries: int = _setting(1000, "entries of one page of a listing")
     receipts: int = _setting(10_000, "about 1 KB each")
     receipt_seconds: float = _setting(3600.0, "long enough to ask what became of a transfer")
-    receipt_wait_seconds: float = _setting(60.0, "the longest ?wait= of a receipt")
+    receipt_wait_seconds: float = _setting(50.0, "the longest ?wait=; proxies cut silence at 60 s")
+    async_wait_seconds: float = _setting(30.0, "then 202 to who prefers it; below a proxy's 60 s")
+    detached_seconds: float = _setting(60.0, "nobody asks for a transfer answered 202: cancelled")
     drain_seconds: float = _setting(30.0, "what running transfers get when the router stops")
     retry_after_seconds: int = _setting(2, "said with each 503")
     tokens_poll_seconds: float = _setting(1.0, "a revoked token is noticed by then")
@@ -161,6 +163,10 @@ class ConnectorSettings:
     auto_offload_bytes: int = _setting(GIB, "mode auto: offload from this size on, given a store")
     list_entries: int = _setting(1000, "entries of one page of a listing")
     folder_entries: int = _setting(100_000, "entries of one folder that are sorted at most")
+    probe_seconds: float = _setting(1.0, "then the router is asked if a proxy holds an upload back")
+    probe_bytes: int = _setting(8 * MIB, "sent before that; a smaller upload is soon through")
+    held_chunk_bytes: int = _setting(4 * MIB, "a chunk, where a proxy takes uploads whole")
+    proxy_memory_seconds: float = _setting(3600.0, "so long a proxy's limits are not tried again")
     resume_attempts: int = _setting(5, "data connections lost in one transfer before it fails")
 
 
