@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -67,18 +68,27 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def fault_proxy(target_port: int, *, cut_after: int, cuts: int) -> Iterator[FaultProxy]:
     """Run a proxy in a thread of its own."""
     proxy = FaultProxy(target_port, cut_after, cuts)
+    with in_a_thread(proxy.serve):
+        yield proxy
+
+
+@contextmanager
+def in_a_thread(
+    serve: Callable[[threading.Event, asyncio.Event], Coroutine[Any, Any, None]],
+) -> Iterator[asyncio.AbstractEventLoop]:
+    """Serve in a thread of its own, from the first event on until the second."""
     started, stop = threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def main() -> None:
         loops.append(asyncio.get_running_loop())
-        await proxy.serve(started, stop)
+        await serve(started, stop)
 
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     assert started.wait(10)
     try:
-        yield proxy
+        yield loops[0]
     finally:
         loops[0].call_soon_threadsafe(stop.set)
         thread.join()

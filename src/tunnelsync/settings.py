@@ -141,7 +141,9 @@ class ConnectorSettings:
     threads: int = _setting(8, "for reading files; a disk gains little from more")
     heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")
     connect_seconds: float = _setting(10.0, "a router that does not answer by then is down")
-    stall_seconds: float = _setting(60.0, "no byte accepted by the router for so long: broken off")
+    stall_seconds: float = _setting(
+        30.0, "no byte accepted by the router for so long: broken off; well below its own 60 s"
+    )
     answer_seconds: float = _setting(30.0, "the router's answer to a small request")
     backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
     backoff_cap_seconds: float = _setting(20.0, "1000 connectors are back within 30 s")
