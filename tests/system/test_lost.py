@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -77,7 +77,7 @@ class Lossy:
 
 
 @contextmanager
-def lossy(system: System, **env: object) -> Iterator[Lossy]:
+def lossy(system: System, **env: Any) -> Iterator[Lossy]:
     """Start a router and a connector with a proxy between them."""
     router = system.router()
     with lossy_proxy(router.port) as (proxy, loop):
