@@ -136,6 +136,7 @@ class ConnectorSettings:
     )
     places: int = _setting(50, "dataset commands worked at once; the others wait in line")
     waiting: int = _setting(1000, "dataset commands in line for a place")
+    commands: int = _setting(2000, "in hand at once, of every kind; at 13 KB each, 26 MB")
     queue_wait_seconds: float = _setting(600.0, "then 503, so that nobody waits for ever")
     pool: int = _setting(100, "HTTP connections to the router: two for each place")
     threads: int = _setting(8, "for reading files; a disk gains little from more")
