@@ -6,7 +6,6 @@ the other on a connection, bodies with a Content-Length, messages of one frame.
 
 import asyncio
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -113,15 +112,10 @@ class LossyProxy:
         for line in self._sockets:
             line.abort()
 
-    async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
-        """Serve until told to stop."""
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        started.set()
-        async with server:
-            await stop.wait()
-            for line in self._lines:
-                line.abort()
+    def hang_up(self) -> None:
+        """Break off what is open."""
+        for line in self._lines:
+            line.abort()
 
     def _lose(self, message: str) -> Loss | None:
         for loss in self.losses:
@@ -130,7 +124,7 @@ class LossyProxy:
                 return loss
         return None
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection("127.0.0.1", self.target_port)
         line = Line(reader, writer, *there)
         self._lines.append(line)
@@ -261,5 +255,5 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 def lossy_proxy(target_port: int) -> Iterator[tuple[LossyProxy, asyncio.AbstractEventLoop]]:
     """Run a proxy in a thread of its own; yields it and the loop that it runs in."""
     proxy = LossyProxy(target_port)
-    with in_a_thread(proxy.serve) as loop:
+    with in_a_thread(proxy.connection, proxy.hang_up) as (proxy.url, loop):
         yield proxy, loop
