@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -19,17 +19,12 @@ class FaultProxy:
     url: str = ""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
-    async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
-        """Serve until told to stop."""
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        started.set()
-        async with server:
-            await stop.wait()
-            for writer in list(self._writers):
-                writer.transport.abort()
+    def hang_up(self) -> None:
+        """Break off what is open."""
+        for writer in list(self._writers):
+            writer.transport.abort()
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
         self._writers |= {writer, there_writer}
         ways = (
@@ -67,18 +62,33 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def fault_proxy(target_port: int, *, cut_after: int, cuts: int) -> Iterator[FaultProxy]:
     """Run a proxy in a thread of its own."""
     proxy = FaultProxy(target_port, cut_after, cuts)
+    with in_a_thread(proxy.connection, proxy.hang_up) as (proxy.url, _):
+        yield proxy
+
+
+@contextmanager
+def in_a_thread(
+    connection: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    hang_up: Callable[[], None],
+) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+    """Serve connections in a thread of its own; yields the address, and the loop there."""
     started, stop = threading.Event(), asyncio.Event()
-    loops: list[asyncio.AbstractEventLoop] = []
+    served: list[tuple[str, asyncio.AbstractEventLoop]] = []
 
-    async def main() -> None:
-        loops.append(asyncio.get_running_loop())
-        await proxy.serve(started, stop)
+    async def serve() -> None:
+        server = await asyncio.start_server(connection, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        served.append((f"http://127.0.0.1:{port}", asyncio.get_running_loop()))
+        started.set()
+        async with server:
+            await stop.wait()
+            hang_up()
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     assert started.wait(10)
     try:
-        yield proxy
+        yield served[0]
     finally:
-        loops[0].call_soon_threadsafe(stop.set)
+        served[0][1].call_soon_threadsafe(stop.set)
         thread.join()

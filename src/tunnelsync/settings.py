@@ -144,12 +144,15 @@ class ConnectorSettings:
     )
     places: int = _setting(50, "dataset commands worked at once; the others wait in line")
     waiting: int = _setting(1000, "dataset commands in line for a place")
+    commands: int = _setting(2000, "in hand at once, of every kind; at 13 KB each, 26 MB")
     queue_wait_seconds: float = _setting(600.0, "then 503, so that nobody waits for ever")
     pool: int = _setting(100, "HTTP connections to the router: two for each place")
     threads: int = _setting(8, "for reading files; a disk gains little from more")
     heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")
     connect_seconds: float = _setting(10.0, "a router that does not answer by then is down")
-    stall_seconds: float = _setting(60.0, "no byte accepted by the router for so long: broken off")
+    stall_seconds: float = _setting(
+        30.0, "no byte accepted by the router for so long: broken off; well below its own 60 s"
+    )
     answer_seconds: float = _setting(30.0, "the router's answer to a small request")
     backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
     backoff_cap_seconds: float = _setting(20.0, "1000 connectors are back within 30 s")

@@ -19,7 +19,7 @@ from played_connector_router import (
 from tunnelsync import __version__, protocol
 from tunnelsync.connector import session
 from tunnelsync.errors import BadMac, BadSetting, PlaintextRefused
-from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream
+from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream, ListDatasets
 from tunnelsync.settings import ConnectorSettings, Secret, StoreSettings
 
 
@@ -96,6 +96,34 @@ async def test_M1_garbage_is_answered_and_the_socket_goes_on(
         await ws.send_str(protocol.encode(stream("r1")))
         await router.stream("r1")
     assert len(router.hellos) == 1
+
+
+async def test_L2_one_command_too_many_is_told_on_the_socket(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an answer would be work again; those in hand end, and the next one is taken."""
+    plain, go_on = router.on_result, asyncio.Event()
+
+    async def hold(request: web.Request) -> web.Response:
+        await go_on.wait()
+        return await plain(request)
+
+    monkeypatch.setattr(router, "on_result", hold)
+    async with served(router), connected(settings_for(router, folder, commands=2)):
+        ws = await router.socket()
+        for request_id in ("r1", "r2", "r3"):
+            await ws.send_str(protocol.encode(ListDatasets(request_id, "")))
+        fault = await router.heard_next(Fault)
+        assert (fault.code, fault.request_id) == ("connector_busy", "r3")
+        go_on.set()
+        await router.result("r1")
+        await router.result("r2")
+        async with asyncio.timeout(10):
+            while True:
+                await ws.send_str(protocol.encode(ListDatasets("r3", "")))
+                if isinstance(await router.heard_next(Fault, Ack), Ack):
+                    break
+        await router.result("r3")
 
 
 async def test_L8_jobs_survive_a_lost_socket_and_are_not_worked_twice(

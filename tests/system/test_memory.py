@@ -14,6 +14,7 @@ from played_connector import PlayedConnector, asking, played, wanting
 from raw_http import Answer
 from tunnelsync import protocol
 from tunnelsync.settings import GIB, KIB, MIB
+from watched import descriptors, files_open, rss_bytes
 
 MACS = (f"cc-28-aa-02-{n >> 8:02x}-{n & 255:02x}" for n in count())
 
@@ -279,19 +280,6 @@ WARM_UP = 64
 RAW_AND_ONE_BYTE = 5  # of the requests and ways to leave below
 
 
-def rss_bytes(process: Process) -> int:
-    """Return what a process holds in memory now (VmRSS)."""
-    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * KIB
-    raise AssertionError("no VmRSS")
-
-
-def descriptors(process: Process) -> int:
-    """Return how many descriptors a process has open."""
-    return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-
-
 def request_to_abort(number: int) -> bytes:
     """Return one of the requests of a client, in turn."""
     kinds: list[tuple[str, Any]] = [
@@ -364,17 +352,6 @@ def test_p6_a_connector_lets_go_of_the_blocks_of_streams_that_are_aborted(
     before = settled(WARM_UP // 2)
     after = settled(CYCLES)
     assert after < 1.5 * before, (before, after)
-
-
-def files_open(process: Process) -> list[str]:
-    """Return the datasets that a process has open."""
-    found = []
-    for one in Path(f"/proc/{process.pid}/fd").iterdir():
-        try:
-            found.append(str(one.readlink()))
-        except FileNotFoundError:
-            continue
-    return [path for path in found if "/datasets/" in path]
 
 
 async def test_p6_connectors_that_connect_and_abort_leave_nothing_behind(system: System) -> None:

@@ -24,7 +24,15 @@ from played_router import blocks_of, content, digests_of, framed
 from tunnelsync import frames
 from tunnelsync.errors import DatasetChanged, TunnelSyncError
 from tunnelsync.frames import BLOCK_BYTES, Claimed, Decoder
-from tunnelsync.protocol import CLOSE_PROTOCOL, CLOSE_REPLACED, Ack, Complete, Problem, Progress
+from tunnelsync.protocol import (
+    CLOSE_PROTOCOL,
+    CLOSE_REPLACED,
+    Ack,
+    Complete,
+    Fault,
+    Problem,
+    Progress,
+)
 from tunnelsync.settings import KIB, MIB
 from tunnelsync.wire import dumps
 
@@ -926,3 +934,15 @@ async def test_l6_another_process_replaces_and_both_commands_in_flight_end(
         assert (await second.result(waiting_id, {"data": "x"})).status == 410
         assert (await second.chunk(flowing_id, len(sent), b"x")).status == 410
         await still_works(second)
+
+
+async def test_l2_a_connector_that_takes_no_more_commands_is_told_as_busy(
+    connector: PlayedConnector,
+) -> None:
+    client = wanting(connector.url, connector.mac, "sync")
+    request_id = await connector.command("get_dataset")
+    await connector.say(Fault("connector_busy", "2000 commands are in hand already", request_id))
+    answer = await client
+    assert (answer.status, answer.code) == (503, "connector_busy")
+    assert (await connector.hear())["command"] == "cancel"
+    await still_works(connector)

@@ -10,6 +10,7 @@ from fault_proxy import fault_proxy
 from harness import MAC, System, make_file, peak_rss_bytes, sha256, sparse_file, wait_until
 from held import HeldGet
 from tunnelsync.settings import GIB, MIB
+from watched import bytes_read
 
 
 @pytest.fixture(params=[True, False], ids=["spliced", "copied"])
@@ -109,14 +110,6 @@ def test_p2_a_client_that_leaves_frees_the_place(
     receipt = system.cli("receipt", first.request_id, "--json").json()["receipt"]
     assert receipt["outcome"] == "cancelled"
     assert bytes_read(connector.pid) - read < 256 * MIB
-
-
-def bytes_read(pid: int) -> int:
-    """Return what a process has read so far, from files and sockets."""
-    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
-        if line.startswith("rchar:"):
-            return int(line.split()[1])
-    raise AssertionError("no rchar")
 
 
 def test_p3_cancelling_one_leaves_the_others(

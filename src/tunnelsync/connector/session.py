@@ -31,7 +31,7 @@ from tunnelsync.connector.source import Root
 from tunnelsync.connector.upload import Upload
 from tunnelsync.connector.worker import Modes, Worker
 from tunnelsync.dial import CONNECTION_ERRORS, authorization, http_session, proxy_for, reason
-from tunnelsync.errors import BadRequest
+from tunnelsync.errors import BadRequest, ConnectorBusy
 from tunnelsync.identity import mac_address
 from tunnelsync.protocol import Ack, Fault, Hello, Mode, Welcome
 from tunnelsync.settings import ConnectorSettings, StoreSettings
@@ -239,7 +239,10 @@ class _Line:
             log.warning("the router says: %s", protocol.printable(message.message[:200]))
         elif not isinstance(message, Welcome):
             await self._outbox.put(Ack(message.request_id))
-            self._worker.take(message)
+            try:
+                self._worker.take(message)
+            except ConnectorBusy as exc:
+                await self._outbox.put(Fault(exc.code, exc.message, message.request_id))
 
 
 def _check_id(request_id: str) -> None:

@@ -85,7 +85,10 @@ class Worker:
         self._jobs: dict[str, Job] = {}
 
     def take(self, command: Command) -> None:
-        """Begin a command, unless it was seen before; a cancel ends the one that it names."""
+        """Begin a command, unless it was seen before; a cancel ends the one that it names.
+
+        Raises `ConnectorBusy` for one too many: its answer, too, would be work.
+        """
         request_id = command.request_id
         if isinstance(command, Cancel):
             self._remember(request_id)
@@ -93,6 +96,8 @@ class Worker:
                 job.task.cancel()
         elif request_id in self._seen or request_id in self._jobs:
             self._remember(request_id)
+        elif len(self._jobs) >= self._settings.commands:
+            raise ConnectorBusy(f"{len(self._jobs)} commands are in hand already")
         else:
             self._remember(request_id)
             self._jobs[request_id] = job = Job(request_id)

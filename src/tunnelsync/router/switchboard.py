@@ -16,6 +16,7 @@ from typing import Protocol
 from tunnelsync import protocol
 from tunnelsync.errors import (
     Cancelled,
+    ConnectorBusy,
     ConnectorOffline,
     ConnectorReplaced,
     ConnectorUnknown,
@@ -231,11 +232,16 @@ class Switchboard:
     def not_understood(self, session: Session, fault: protocol.Fault) -> None:
         """A message of ours was no use to the connector; a command among them has failed."""
         shown = protocol.printable(fault.message[:500])
-        log.warning("connector %s did not understand: %s", session.mac, shown)
+        log.warning("connector %s did not take a message: %s", session.mac, shown)
         transfer = session.transfers.get(fault.request_id or "")
-        if transfer is not None and transfer.state in WAITING:
-            error = f"connector {session.mac} did not understand the command: {shown}"
-            transfer.deadline.fail(ProtocolError(error))
+        if transfer is None or transfer.state not in WAITING:
+            return
+        error: TunnelSyncError = ProtocolError(
+            f"connector {session.mac} did not understand the command: {shown}"
+        )
+        if fault.code == ConnectorBusy.code:
+            error = ConnectorBusy(f"connector {session.mac} took no more commands: {shown}")
+        transfer.deadline.fail(error)
 
     # --- what a client wants ----------------------------------------------------------------
 

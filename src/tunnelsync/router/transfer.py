@@ -101,7 +101,7 @@ class Transfer:
             raise self._too_late() from None
 
     def _too_late(self) -> TunnelSyncError:
-        kind = Stalled if self.state in (State.FLOWING, State.RELAYED) else TimedOut
+        kind = TimedOut if self.state in (State.SENT, State.ACCEPTED) else Stalled
         waited, name = f"{self.deadline.seconds:g} s", protocol.printable(self.dataset)
         expected = self.deadline.expected
         if expected == ITS_RETURN:
