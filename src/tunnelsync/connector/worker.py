@@ -18,7 +18,7 @@ from tunnelsync.connector.offload import Offload
 from tunnelsync.connector.places import Places
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.connector.upload import Upload, told
-from tunnelsync.errors import QueueTimedOut
+from tunnelsync.errors import ConnectorBusy, QueueTimedOut
 from tunnelsync.protocol import (
     Cancel,
     Command,
