@@ -32,8 +32,8 @@ from tunnelsync.identity import mac_address
 from tunnelsync.protocol import Coding, Complete, Init, Problem
 from tunnelsync.router.chunks import Chunk
 from tunnelsync.router.relay import relay
+from tunnelsync.router.said import ResultBody
 from tunnelsync.router.switchboard import Session, Switchboard
-from tunnelsync.router.transfer import ResultBody
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings
 from tunnelsync.transfer import MOVES, Outcome, State
