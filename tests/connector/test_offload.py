@@ -97,7 +97,7 @@ async def test_cancelling_one_waiter_leaves_the_upload_to_the_others(
     assert not router.results["r1"]
 
 
-async def test_auto_takes_the_store_for_large_and_whole_datasets(
+async def test_auto_takes_the_store_for_large_datasets_and_large_parts(
     router: PlayedRouter, folder: Path, store: S3Server
 ) -> None:
     settings = settings_for(router, folder, auto_offload_bytes=MIB)
@@ -109,6 +109,9 @@ async def test_auto_takes_the_store_for_large_and_whole_datasets(
         assert (await router.stream("r2")).body == content(10)
         await ws.send_str(protocol.encode(GetDatasetAuto("r3", "large", BOTH, offset=1, length=5)))
         assert (await router.stream("r3")).body == content(9 * MIB)[1:6]
+        rest = GetDatasetAuto("r5", "large", BOTH, coding="blocks", offset=4 * MIB)
+        await ws.send_str(protocol.encode(rest))
+        assert "download_url" in await router.result("r5")
         await ws.send_str(protocol.encode(GetDatasetAuto("r4", "large", ("stream",))))
         assert (await router.stream("r4")).body == content(9 * MIB)
 

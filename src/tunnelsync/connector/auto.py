@@ -14,13 +14,13 @@ log = logging.getLogger("tunnelsync.connector")
 
 
 def chosen(command: GetDatasetAuto, size: int, offload: Offload, from_bytes: int) -> Mode:
-    """Return stream or offload: the store is worth its detour for large, whole datasets.
+    """Return stream or offload: the store is worth its detour for large datasets and large parts.
 
     Raises `Unsupported` if the other side takes neither.
     """
     streams = Mode.STREAM in command.accept
-    whole = command.offset == 0 and command.length is None and command.conditions.range is None
-    worth_it = whole and size >= from_bytes
+    asked = size - command.offset if command.length is None else command.length
+    worth_it = command.conditions.range is None and asked >= from_bytes
     if Mode.OFFLOAD in command.accept and offload.configured and (worth_it or not streams):
         return Mode.OFFLOAD
     if not streams:
