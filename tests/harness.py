@@ -43,7 +43,8 @@ Value = TypeVar("Value")
 def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return this process's environment without settings, keys or proxies, and with ``extra``.
 
-    The AWS chain finds nothing on this machine, and does not look for it on the network.
+    The AWS chain finds nothing on this machine, and does not look for it on the network. A client
+    tries nothing again, so that a test sees the first error; one that is about trying says so.
     """
     kept = {
         name: value
@@ -52,6 +53,7 @@ def clean_environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
     nothing = {"AWS_EC2_METADATA_DISABLED": "true"}
     nothing |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+    nothing["TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS"] = "0"
     return kept | nothing | dict(extra or {})
 
 
@@ -80,7 +82,9 @@ def wait_until(predicate: Callable[[], Value], seconds: float, what: str) -> Val
 class Process:
     """One process of a test, whose log is read as it is written."""
 
-    def __init__(self, name: str, command: tuple[str, ...], environ: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, command: tuple[str, ...], environ: dict[str, str], out: int | None = None
+    ) -> None:
         self.name = name
         self.ended_on_purpose = False
         """Whether its end needs no explanation: it was ended, or is a command that ends."""
@@ -90,8 +94,8 @@ class Process:
         self.popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE if out is None else out,
+            stderr=subprocess.STDOUT if out is None else subprocess.PIPE,
             env=environ,
             text=True,
             errors="backslashreplace",
@@ -166,8 +170,9 @@ class Process:
         return self.wait()
 
     def _read(self) -> None:
-        assert self.popen.stdout is not None
-        with self.popen.stdout as lines:
+        log = self.popen.stderr or self.popen.stdout
+        assert log is not None
+        with log as lines:
             for line in lines:
                 self._add(line.rstrip("\n"))
         self._add(None)
@@ -276,10 +281,10 @@ class System:
             connector.wait_for_line(CONNECTED)
         return connector
 
-    def start(self, *args: str, **env: object) -> Process:
-        """Start any command of the CLI in the background."""
+    def start(self, *args: str, out: int | None = None, **env: object) -> Process:
+        """Start any command of the CLI in the background; ``out`` takes its standard output."""
         environ = self._environ(environ_of(settings.ClientSettings, env))
-        process = Process(f"{args[0]} {len(self.processes)}", (*COMMAND, *args), environ)
+        process = Process(f"{args[0]} {len(self.processes)}", (*COMMAND, *args), environ, out)
         process.ended_on_purpose = True
         self.processes.append(process)
         return process

@@ -5,10 +5,12 @@ Beside it what a client gets, to the last byte that came, however the answer end
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import count
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -17,6 +19,7 @@ import orjson
 from aiohttp import ClientSession, ClientWebSocketResponse, ClientWSTimeout, WSMsgType
 
 import raw_http
+from harness import Router, System
 from raw_http import Answer
 from tunnelsync import protocol, wire
 from tunnelsync.protocol import Complete, Hello, Init
@@ -252,6 +255,27 @@ class HeldPost:
 def init(request_id: str, length: int, *, status: int = 200, **over: Any) -> Init:
     """Return the init of a dataset of so many bytes, sent raw and whole."""
     return replace(Init(request_id, status, length, "v1", length, modified_ns=10**18), **over)
+
+
+@contextmanager
+def router_alone(
+    folder: Path, environ: Mapping[str, str] | None = None, **limits: Any
+) -> Iterator[Router]:
+    """Start a router for tests that bring their own connectors."""
+    started = System(folder, environ)
+    try:
+        yield started.router(**limits)
+    finally:
+        started.stop()
+
+
+def another_mac() -> str:
+    """Return a MAC that no other test of this process has."""
+    number = next(_numbers)
+    return f"cc-28-aa-04-{number >> 8:02x}-{number & 255:02x}"
+
+
+_numbers = count()
 
 
 @asynccontextmanager

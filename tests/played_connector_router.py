@@ -33,6 +33,7 @@ class Stream:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     keep: bool = True
     taken: int = 0
+    moved: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def closed_with(self, complete: Complete) -> None:
         """Note the closing word."""
@@ -121,6 +122,9 @@ class PlayedRouter:
         if request_id in self.gone:
             return refusal(TransferGone("nobody waits"))
         stream.init = wire.decode(Init, wire.loads(request.headers[protocol.H_INIT]))
+        if "after" in request.query:  # it may come before the one that it follows is taken
+            async with stream.moved:
+                await stream.moved.wait_for(lambda: stream.taken >= offset)
         stood = stream.taken
         if self.faults:
             answer = await self.faults.pop(0)(request, stream)
@@ -129,6 +133,8 @@ class PlayedRouter:
         if offset != stood:
             return refusal(WrongOffset("another offset"))
         await self.take(request, stream)
+        async with stream.moved:
+            stream.moved.notify_all()
         if stream.complete is not None and stream.complete.error is not None:
             return refusal(TransferGone("ended"))
         if protocol.H_COMPLETE in request.headers:

@@ -4,15 +4,24 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import orjson
 from aiohttp import web
 
 from tunnelsync import frames, protocol
+from tunnelsync.client import TunnelSync
+from tunnelsync.errors import PreconditionFailed
+from tunnelsync.settings import ClientSettings
 
 MAC = "cc-28-aa-00-11-22"
 MODIFIED_NS = 1_700_000_000_123_456_789
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def client(router: str, **settings: Any) -> TunnelSync:
+    """Return a client that tries nothing again, unless its settings say so."""
+    return TunnelSync(router, settings=ClientSettings(**{"retry_for_seconds": 0.0, **settings}))
 
 
 def content(size: int) -> bytes:
@@ -56,6 +65,58 @@ def stream_headers(size: int) -> dict[str, str]:
 def streamed(data: bytes) -> web.Response:
     """Answer with a dataset in mode stream."""
     return web.Response(body=framed(data), headers=stream_headers(len(data)))
+
+
+class Streaming:
+    """A router that streams the part of a dataset that is asked for, and remembers the requests.
+
+    ``asked`` holds the first block and the number of blocks of each (None: to the end).
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.etag = "v1"
+        self.asked: list[tuple[int, int | None]] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return web.Response(status=404)
+        said = orjson.loads(await request.read())
+        offset, length = said["offset"], said.get("length")
+        count = None if length is None else length // frames.BLOCK_BYTES
+        self.asked.append((offset // frames.BLOCK_BYTES, count))
+        if said.get("if_match", self.etag) != self.etag:
+            error = protocol.error_answer(PreconditionFailed("another version"))
+            return web.json_response(error, status=412)
+        end = len(self.data) if length is None else offset + length
+        headers = stream_headers(len(self.data)) | {"ETag": f'"{self.etag}"'}
+        headers[protocol.H_OFFSET] = str(offset)
+        return await self.send(request, headers, framed(self.data[offset:end]))
+
+    async def send(
+        self, request: web.Request, headers: dict[str, str], body: bytes
+    ) -> web.StreamResponse:
+        """Answer with this body; a test that plays faults overrides it."""
+        return web.Response(body=body, headers=headers)
+
+
+class Flipping(Streaming):
+    """A router whose streams have one bit wrong, at one byte of what is sent, so many times."""
+
+    def __init__(self, data: bytes, at: int, times: int = 1000) -> None:
+        super().__init__(data)
+        self.at = at
+        self.times = times
+
+    async def send(
+        self, request: web.Request, headers: dict[str, str], body: bytes
+    ) -> web.StreamResponse:
+        if (self.times and self.at < len(body)) or -self.at > len(body):
+            self.times -= 1
+            wrong = bytearray(body)
+            wrong[self.at] ^= 1
+            body = bytes(wrong)
+        return await super().send(request, headers, body)
 
 
 def json(

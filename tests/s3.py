@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ class S3Server:
         }
         return StoreSettings(**(values | over))
 
+    def client(self) -> Any:
+        """Return a client that looks at the server from outside, by boto alone."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            # With its trailing checksums SeaweedFS never answers a PUT of nothing.
+            config=Config(request_checksum_calculation="when_required"),
+        )
+
     def pause(self) -> None:
         """Let the server fall silent: it accepts connections and answers nothing."""
         os.kill(self.process.pid, signal.SIGSTOP)
@@ -68,6 +84,17 @@ class S3Server:
         """Kill the server, so that connections are refused."""
         self.process.kill()
         self.process.wait()
+
+
+def age_seconds(client: Any, bucket: str, key: str) -> float:
+    """Return the age of an open upload, or else of an object, by the store's own clock."""
+    answer = client.list_multipart_uploads(Bucket=bucket)
+    at = [one["Initiated"] for one in answer.get("Uploads", []) if one["Key"] == key]
+    if not at:
+        answer = client.head_object(Bucket=bucket, Key=key)
+        at = [answer["LastModified"]]
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return float((now - at[0]).total_seconds())
 
 
 @contextmanager
@@ -116,7 +143,7 @@ def _started(kind: str, folder: Path, data: Path | None) -> S3Server:
 def _start(kind: str, program: str, folder: Path, data: Path) -> S3Server:
     folder.mkdir()
     data.mkdir()
-    port, *others = _free_ports(1 + len(WEED_PORTS))
+    port, *others = free_ports(1 + len(WEED_PORTS))
     access_key, secret_key = f"key{secrets.token_hex(8)}", secrets.token_hex(20)
     if kind == "minio":
         command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}"]
@@ -145,7 +172,8 @@ def _start(kind: str, program: str, folder: Path, data: Path) -> S3Server:
     return S3Server(kind, f"http://127.0.0.1:{port}", access_key, secret_key, process)
 
 
-def _free_ports(count: int) -> Sequence[int]:
+def free_ports(count: int) -> Sequence[int]:
+    """Return ports of loopback that nobody listens on now."""
     with ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in held:
@@ -155,7 +183,7 @@ def _free_ports(count: int) -> Sequence[int]:
 
 def _free_admin_port() -> int:
     while True:
-        for above in _free_ports(8):
+        for above in free_ports(8):
             with socket.socket() as one:
                 try:
                     one.bind(("127.0.0.1", above - ADMIN_GRPC_SHIFT))

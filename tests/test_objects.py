@@ -1,12 +1,27 @@
 """The pure side of the store: keys, parts, addresses, and what a refusal means."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnelsync.errors import BadSetting, StoreRefused, StoreUnavailable, TunnelSyncError
 from tunnelsync.frames import BLOCK_BYTES
-from tunnelsync.objects import answered, object_key, origin, part_size, refusal
+from tunnelsync.objects import (
+    Kept,
+    age_seconds,
+    answered,
+    kept,
+    object_key,
+    open_uploads,
+    origin,
+    part_size,
+    refusal,
+    version_of,
+)
 from tunnelsync.settings import MIB
 
 MAC = "cc-28-aa-00-11-22"
@@ -105,3 +120,96 @@ def test_of_a_code_only_letters_and_digits_are_believed() -> None:
     response = {"ResponseMetadata": {"HTTPStatusCode": 403}, "Error": {"Code": "\x1b[1mNo\né"}}
     assert answered(response) == (403, "1mNo")
     assert answered({}) == (0, "no code")
+
+
+# --- what is ours, and how old it is ------------------------------------------------------------
+
+HASH = "0" * 63 + "a"
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("prefix", ["", "datasets", "/a//b/", "a.b+c"])
+@pytest.mark.parametrize("end", ["/data", "/blocks"])
+def test_a_key_that_we_write_is_known_as_ours(prefix: str, end: str) -> None:
+    version = object_key(prefix, MAC, "name", "etag")
+    assert version_of(version + end, prefix) == version
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "datasets",
+        "datasets/",
+        f"datasets/{MAC}/{HASH}",
+        f"datasets/{MAC}/{HASH}/",
+        f"datasets/{MAC}/{HASH}/data/",
+        f"datasets/{MAC}/{HASH}/data/blocks",
+        f"datasets/{MAC}/{HASH}/data\n",
+        f"datasets/{MAC}/{HASH}/DATA",
+        f"datasets/{MAC}/{HASH}/notes",
+        f"datasets/{MAC}/{HASH[1:]}/data",
+        f"datasets/{MAC}/{HASH}0/data",
+        f"datasets/{MAC.upper()}/{HASH}/data",
+        f"datasets/{MAC[:-3]}/{HASH}/data",
+        f"datasets//{MAC}/{HASH}/data",
+        f"datasets/more/{MAC}/{HASH}/data",
+        f"datasets2/{MAC}/{HASH}/data",
+        f"my/datasets/{MAC}/{HASH}/data",
+        f"/datasets/{MAC}/{HASH}/data",
+        f"{MAC}/{HASH}/data",
+    ],
+)
+def test_any_other_key_is_not(key: str) -> None:
+    assert version_of(key, "datasets") is None
+
+
+def row(number: int, end: str, *, hours: int = 0) -> Mapping[str, Any]:
+    key = f"datasets/{MAC}/{number:064x}/{end}"
+    return {"Key": key, "Size": number + 1, "LastModified": NOON + timedelta(hours=hours)}
+
+
+def test_data_and_blocks_are_one_object_as_old_as_the_younger() -> None:
+    rows = [row(1, "blocks", hours=2), row(1, "data"), {"Key": "datasets/readme"}, row(2, "data")]
+    whole, last = kept(rows, "datasets", None)
+    version = f"datasets/{MAC}/{1:064x}"
+    keys = f"{version}/blocks", f"{version}/data"
+    assert whole == [Kept(version, keys, 4, NOON + timedelta(hours=2))]
+    assert last is not None
+    assert last.keys == (row(2, "data")["Key"],)
+
+
+@given(st.lists(st.sampled_from(["blocks", "data", "both"]), max_size=12), st.integers(1, 5))
+def test_where_a_page_ends_makes_no_difference(there: list[str], page_rows: int) -> None:
+    ends = {"both": ("blocks", "data")}
+    rows = [row(number, end) for number, one in enumerate(there) for end in ends.get(one, (one,))]
+    found, last = [], None
+    for start in range(0, len(rows), page_rows):
+        whole, last = kept(rows[start : start + page_rows], "datasets", last)
+        found += whole
+    found += [last] if last else []
+    assert [len(one.keys) for one in found] == [len(ends.get(one, (one,))) for one in there]
+    assert [key for one in found for key in one.keys] == [one["Key"] for one in rows]
+
+
+def test_uploads_are_those_of_one_connector_or_of_all_of_ours() -> None:
+    macs = MAC, "cc-28-aa-00-11-23"
+    keys = [f"datasets/{mac}/{HASH}/data" for mac in macs] + ["datasets/other"]
+    rows = [{"Key": key, "UploadId": "1", "Initiated": NOON} for key in keys]
+    assert [one.key for one in open_uploads(rows, "datasets")] == keys[:2]
+    assert [one.key for one in open_uploads(rows, "datasets", MAC)] == keys[:1]
+    assert open_uploads(rows, "") == []
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("Tue, 24 Nov 2026 12:00:07 GMT", 7.0), ("Tue, 24 Nov 2026 11:59:59 GMT", 0.0)],
+)
+def test_an_age_is_by_the_clock_of_the_store(said: str, seconds: float) -> None:
+    answer = {"ResponseMetadata": {"HTTPHeaders": {"date": said}}}
+    assert age_seconds(answer, NOON) == seconds
+
+
+@pytest.mark.parametrize("answer", [{}, {"ResponseMetadata": {"HTTPHeaders": {"date": "soon"}}}])
+def test_without_it_by_ours(answer: Mapping[str, Any]) -> None:
+    assert 3590 < age_seconds(answer, datetime.now(UTC) - timedelta(hours=1)) < 3700

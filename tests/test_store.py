@@ -17,7 +17,7 @@ import pytest
 from aiohttp import content_disposition_filename, parse_content_disposition
 
 from played_router import content, digests_of
-from s3 import S3Server, s3_server
+from s3 import S3Server, age_seconds, s3_server
 from tunnelsync import frames
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.errors import (
@@ -607,6 +607,228 @@ async def until(holds: Callable[[], bool]) -> None:
             while not holds():
                 await asyncio.sleep(0.01)
     assert holds()
+
+
+# --- life, and what is left over ----------------------------------------------------------------
+
+
+async def old_enough(server: S3Server, key: str) -> None:
+    """Wait until the store tells 3 s of an object or upload, when it is certainly over 1 s old:
+    the present comes in whole seconds, and of an object the past too."""
+    client = server.client()
+    async with asyncio.timeout(30):
+        while await asyncio.to_thread(age_seconds, client, BUCKET, key) < 3:
+            await asyncio.sleep(0.05)
+
+
+def since_now() -> Callable[[], float]:
+    """Return the age of what was there a moment ago, and is not of what comes from now on.
+
+    To be called when what is to be old is so, see `old_enough`.
+    """
+    moment = time.monotonic() - 1
+    return lambda: time.monotonic() - moment
+
+
+@pytest.fixture
+def own(server: S3Server, settings: StoreSettings, request: pytest.FixtureRequest) -> StoreSettings:
+    """Settings with a prefix of the test's own."""
+    return replace(settings, prefix=f"own/{abs(hash(request.node.name)):x}")
+
+
+async def test_in_the_second_half_of_its_life_a_version_is_uploaded_anew(
+    server: S3Server, own: StoreSettings, client: Any, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    short = replace(own, object_lifetime_seconds=2)
+    async with dataset(tmp_path, b"x", executor) as source:
+        key = object_key(own.prefix, MAC, source.name, source.etag) + "/data"
+        async with Store(own, executor) as store:
+            await store.offer(MAC, source)
+            await old_enough(server, key)
+            assert (await store.offer(MAC, source)).reused
+        before = await client.head_object(Bucket=BUCKET, Key=key)
+        async with Store(short, executor) as store:
+            assert not (await store.offer(MAC, source)).reused
+        after = await client.head_object(Bucket=BUCKET, Key=key)
+        assert after["LastModified"] > before["LastModified"]
+        async with Store(own, executor) as store:
+            assert (await store.offer(MAC, source)).reused
+        assert (await client.head_object(Bucket=BUCKET, Key=key))["LastModified"] == after[
+            "LastModified"
+        ]
+
+
+async def test_an_address_holds_no_longer_than_what_it_names(
+    server: S3Server, own: StoreSettings, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    own = replace(own, object_lifetime_seconds=1000)
+    async with Store(own, executor) as store, dataset(tmp_path, b"x", executor) as source:
+        assert (await store.offer(MAC, source)).expires_seconds == 1000
+        await old_enough(server, object_key(own.prefix, MAC, source.name, source.etag) + "/data")
+        again = await store.offer(MAC, source)
+    assert again.reused
+    assert 500 <= again.expires_seconds <= 997
+
+
+async def test_s2_of_an_object_that_is_there_each_offer_gives_a_fresh_address(
+    own: StoreSettings, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    own = replace(own, url_lifetime_seconds=1)
+    async with (
+        Store(own, executor) as store,
+        dataset(tmp_path, b"x", executor) as source,
+        aiohttp.ClientSession() as session,
+    ):
+        first = await store.offer(MAC, source)
+        assert first.expires_seconds == 1
+        async with asyncio.timeout(30):
+            while True:
+                async with session.get(first.download_url) as answer:
+                    if answer.status == 403:
+                        break
+                await asyncio.sleep(0.05)
+        statuses = []
+        async with asyncio.timeout(30):
+            while 200 not in statuses:  # on a busy machine a second is soon over
+                second = await store.offer(MAC, source)
+                assert second.reused
+                assert second.download_url != first.download_url
+                async with session.get(second.download_url) as answer:
+                    statuses.append(answer.status)
+
+
+async def test_objects_that_are_old_are_removed_and_nothing_else(
+    server: S3Server, own: StoreSettings, client: Any, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    others = [
+        f"{own.prefix}/readme",
+        f"{own.prefix}/{MAC}/notes",
+        f"{own.prefix}/more/{MAC}/{'0' * 64}/data",
+        f"{own.prefix}-more/{MAC}/{'0' * 64}/data",
+        f"{MAC}/{'0' * 64}/data",
+    ]
+    async with Store(own, executor) as store:
+        leftovers = await store.leftovers()
+        for key in others:
+            await client.put_object(Bucket=BUCKET, Key=key, Body=b"theirs")
+        async with dataset(tmp_path, b"old", executor, name="old") as source:
+            await store.offer(MAC, source)
+        old = object_key(own.prefix, MAC, source.name, source.etag)
+        await old_enough(server, old + "/data")
+        age = since_now()
+        async with dataset(tmp_path, b"young", executor, name="young") as source:
+            await store.offer(MAC, source)
+        young = object_key(own.prefix, MAC, source.name, source.etag)
+        found = [one async for page in leftovers.objects(age) for one in page]
+        assert [(one.version, one.size) for one in found] == [(old, 3 + 32)]
+        assert await leftovers.remove(found, age) == found
+        assert [page async for page in leftovers.objects(age)] == []
+    left = await objects(client, own.prefix)
+    assert sorted(left) == sorted([*others[:4], f"{young}/blocks", f"{young}/data"])
+    await client.head_object(Bucket=BUCKET, Key=others[4])
+
+
+async def test_what_was_renewed_after_it_was_found_old_stays(
+    server: S3Server, own: StoreSettings, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    async with Store(own, executor) as store, dataset(tmp_path, b"x", executor) as source:
+        await store.offer(MAC, source)
+        await old_enough(server, object_key(own.prefix, MAC, source.name, source.etag) + "/data")
+        age = since_now()
+        leftovers = await store.leftovers()
+        found = [one async for page in leftovers.objects(age) for one in page]
+        assert len(found) == 1
+        async with Store(replace(own, object_lifetime_seconds=0), executor) as renewing:
+            assert not (await renewing.offer(MAC, source)).reused
+        assert await leftovers.remove(found, age) == []
+        assert (await store.offer(MAC, source)).reused
+
+
+async def test_a_listing_of_several_pages_is_removed_whole(
+    own: StoreSettings, client: Any, executor: ThreadPoolExecutor
+) -> None:
+    """The first object has no blocks, so that every page ends between the two keys of one."""
+    async with Store(own, executor) as store:
+        leftovers = await store.leftovers()
+        keys = [f"{own.prefix}/{MAC}/{0:064x}/data"]
+        keys += [
+            f"{own.prefix}/{MAC}/{number:064x}/{end}"
+            for number in range(1, 1001)
+            for end in ("blocks", "data")
+        ]
+        for start in range(0, len(keys), 50):
+            some = keys[start : start + 50]
+            await asyncio.gather(
+                *(client.put_object(Bucket=BUCKET, Key=key, Body=b"xy") for key in some)
+            )
+        pages = [page async for page in leftovers.objects(lambda: 0.0)]
+        assert [len(page) for page in pages] == [500, 500, 1]
+        assert sum(one.size for page in pages for one in page) == 2 * len(keys)
+        async for page in leftovers.objects(lambda: 0.0):
+            assert await leftovers.remove(page, lambda: 0.0)
+    assert await objects(client, own.prefix) == []
+
+
+async def test_s3_uploads_that_were_left_open_are_aborted_and_younger_or_others_are_not(
+    server: S3Server, own: StoreSettings, client: Any, executor: ThreadPoolExecutor
+) -> None:
+    key = f"{own.prefix}/{MAC}/{1:064x}/data"
+    other = f"{own.prefix}/cc-28-aa-00-11-23/{1:064x}/data"
+    foreign = f"{own.prefix}/{MAC}/their file"
+
+    async def begin(key: str) -> str:
+        upload = await client.create_multipart_upload(Bucket=BUCKET, Key=key)
+        return str(upload["UploadId"])
+
+    async def still_open() -> set[tuple[str, str]]:
+        answer = await client.list_multipart_uploads(Bucket=BUCKET)
+        return {(one["Key"], one["UploadId"]) for one in answer.get("Uploads", [])}
+
+    async with Store(own, executor) as store:
+        leftovers = await store.leftovers()
+        old, of_other, of_foreign = await begin(key), await begin(other), await begin(foreign)
+        await old_enough(server, foreign)
+        age = since_now()
+        young = await begin(key)
+        found = [one async for page in leftovers.uploads(age, MAC) for one in page]
+        assert [(one.key, one.id) for one in found] == [(key, old)]
+        await leftovers.abort(found)
+        await leftovers.abort(found)  # what has ended meanwhile is no error
+        assert await still_open() == {(key, young), (other, of_other), (foreign, of_foreign)}
+        async for page in leftovers.uploads(lambda: 0.0):
+            await leftovers.abort(page)
+        assert await still_open() == {(foreign, of_foreign)}
+        await client.abort_multipart_upload(Bucket=BUCKET, Key=foreign, UploadId=of_foreign)
+
+
+async def test_s3_uploads_of_several_pages_are_found(
+    own: StoreSettings, client: Any, executor: ThreadPoolExecutor
+) -> None:
+    keys = [f"{own.prefix}/{MAC}/{number:064x}/data" for number in range(1100)]
+    async with Store(own, executor) as store:
+        leftovers = await store.leftovers()
+        for start in range(0, len(keys), 50):
+            some = keys[start : start + 50]
+            await asyncio.gather(
+                *(client.create_multipart_upload(Bucket=BUCKET, Key=key) for key in some)
+            )
+        found: list[str] = []
+        async for page in leftovers.uploads(lambda: 0.0, MAC):
+            found += [one.key for one in page]
+            await leftovers.abort(page)
+        assert sorted(found) == keys
+        assert await open_uploads(client) == []
+
+
+async def test_leftovers_of_a_store_that_is_down_or_refuses_are_told(
+    own: StoreSettings, executor: ThreadPoolExecutor
+) -> None:
+    wrong = replace(own, secret_key=Secret("canary" + "0" * 14))
+    async with Store(wrong, executor) as store:
+        with pytest.raises(StoreRefused) as failed:
+            leftovers = await store.leftovers()
+            _ = [page async for page in leftovers.objects(lambda: 0.0)]
+    assert_tells(failed.value, wrong)
 
 
 # --- without a server ---------------------------------------------------------------------

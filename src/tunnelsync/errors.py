@@ -17,7 +17,8 @@ An instance adds what happened, and to which dataset or connector.
     │   │   PlaintextRefused, TargetExists, TargetBusy, Conflict, WrongOffset
     ├── Unavailable    exit 5: not reachable now, try again later
     │   ├── ConnectorOffline, ConnectorReplaced, RouterUnreachable, RouterBusy,
-    │   │   ConnectorBusy, Draining, StoreUnavailable, StoreRefused
+    │   │   ConnectorBusy, Draining, StoreUnavailable, StoreRefused,
+    │   │   NotARouter
     ├── TimedOut       exit 6
     │   ├── QueueTimedOut, Stalled
     ├── Broken         exit 7: begun, and not finished or not right
@@ -297,6 +298,13 @@ class RouterUnreachable(Unavailable):
     next_step = "Check the address (--router or TUNNELSYNC_ROUTER) and that the router runs."
 
 
+class NotARouter(Unavailable):
+    """Something answers at the router's address, and not as a router does."""
+
+    code, status, retry = "not_a_router", 502, False
+    next_step = "A proxy in front of the router, or another server: check the address."
+
+
 class RouterBusy(Unavailable):
     """A bounded queue or budget of the router is full."""
 
@@ -370,14 +378,14 @@ class VerificationFailed(Broken):
     """Bytes arrived that do not match their digest."""
 
     code, retry = "verification_failed", True
-    next_step = "The target was not touched. Try again; if it lasts, suspect a disk or a proxy."
+    next_step = "The target was not touched. If it lasts, suspect a disk or a proxy on the way."
 
 
 class BrokenOff(Broken):
     """The connection ended before the transfer did."""
 
     code, retry = "broken_off", True
-    next_step = "Try again; the target was not touched."
+    next_step = "Run the same command again: it goes on from what was verified."
 
 
 class ReadFailed(Broken):

@@ -1,9 +1,12 @@
-"""What a dataset is in the store: its keys, its parts, its addresses; and what a refusal of the
-store means. Pure: the router reads addresses with it, and has no S3 library.
+"""What a dataset is in the store: its keys, its parts, its age, its addresses; and what a refusal
+of the store means. Pure: the router reads addresses with it, and has no S3 library.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from blake3 import blake3
@@ -17,6 +20,7 @@ DATA, BLOCKS = "/data", "/blocks"
 LEAST_PART_BYTES = 2 * BLOCK_BYTES  # S3 takes no part below 5 MiB but the last
 MOST_PARTS = 9000  # S3 takes 10,000
 FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"})
+OURS = re.compile("((?:[0-9a-f]{2}-){5}[0-9a-f]{2}/[0-9a-f]{64})(?:/data|/blocks)")
 KEYS_HINT = (
     "Check TUNNELSYNC_STORE_ACCESS_KEY and TUNNELSYNC_STORE_SECRET_KEY (or the AWS credentials) "
     "and what they may do in the bucket, or fetch with --mode stream."
@@ -37,10 +41,91 @@ class Stored:
     reused: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One version of a dataset in the store: ``PREFIX/MAC/HASH``, and the keys there are of it.
+
+    Of its keys together the size is in bytes; ``at`` is when the youngest of them was written.
+    """
+
+    version: str
+    keys: tuple[str, ...]
+    size: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A multipart upload of ours that is neither complete nor aborted."""
+
+    key: str
+    id: str
+    at: datetime
+
+
 def object_key(prefix: str, mac: str, name: str, etag: str) -> str:
     """Return ``prefix/MAC/HASH``, below which lie the objects of one version of a dataset."""
     version = blake3(f"{name}\0{etag}".encode()).hexdigest()
-    return "/".join([*filter(None, prefix.split("/")), mac, version])
+    return f"{beneath(prefix, mac)}{version}"
+
+
+def beneath(prefix: str, mac: str = "") -> str:
+    """Return what the keys of one connector begin with, or without a MAC those of all."""
+    return "".join(f"{part}/" for part in [*prefix.split("/"), mac] if part)
+
+
+def kept(
+    rows: Iterable[Mapping[str, Any]], prefix: str, last: Kept | None
+) -> tuple[list[Kept], Kept | None]:
+    """Gather the rows of a listing, which are in order, into objects; others' keys are left out.
+
+    ``last`` is the last object so far, to which the first row may belong. Returns the objects
+    that are whole, and the last one of these rows.
+    """
+    whole: list[Kept] = []
+    for row in rows:
+        version = version_of(row["Key"], prefix)
+        if version is None:
+            continue
+        one = Kept(version, (row["Key"],), row["Size"], row["LastModified"])
+        if last and last.version == version:
+            keys, at = (*last.keys, *one.keys), max(last.at, one.at)
+            last = replace(last, keys=keys, size=last.size + one.size, at=at)
+            continue
+        if last:
+            whole.append(last)
+        last = one
+    return whole, last
+
+
+def open_uploads(rows: Iterable[Mapping[str, Any]], prefix: str, mac: str = "") -> list[OpenUpload]:
+    """Return the uploads of a listing that are of one connector, or of any; no others."""
+    start = beneath(prefix, mac)
+    return [
+        OpenUpload(row["Key"], row["UploadId"], row["Initiated"])
+        for row in rows
+        if row["Key"].startswith(start) and version_of(row["Key"], prefix)
+    ]
+
+
+def version_of(key: str, prefix: str) -> str | None:
+    """Return ``PREFIX/MAC/HASH`` of a key that we write, and None of any other."""
+    start = beneath(prefix)
+    found = OURS.fullmatch(key.removeprefix(start)) if key.startswith(start) else None
+    return found and start + found[1]
+
+
+def age_seconds(answer: Mapping[str, Any], at: datetime) -> float:
+    """Return how long ago something was when the store gave this answer, by its own clock.
+
+    That clock tells whole seconds, so this may be 1 s too few, and is 0 for what is younger.
+    """
+    said = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        now = parsedate_to_datetime(said).replace(tzinfo=UTC)
+    except ValueError:
+        now = datetime.now(UTC)
+    return max(0.0, (now - at).total_seconds())
 
 
 def part_size(size_bytes: int, least_bytes: int) -> int:

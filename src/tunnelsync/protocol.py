@@ -29,6 +29,7 @@ H_REQUEST_ID = "TunnelSync-Request-Id"
 H_MODE = "TunnelSync-Mode"
 H_SIZE = "TunnelSync-Size"
 H_MODIFIED = "TunnelSync-Modified-Ns"
+H_OFFSET = "TunnelSync-Offset"
 H_ERROR = "TunnelSync-Error"
 H_CONNECTOR = "TunnelSync-Connector"
 H_INIT = "TunnelSync-Init"
@@ -177,12 +178,13 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class GetDataset:
-    """Mode buffer: answer with one `BufferAnswer`."""
+    """Mode buffer: answer with one `BufferAnswer`. In each ``client`` labels who waits for it."""
 
     command: ClassVar[str] = "get_dataset"
     request_id: str
     dataset_name: str
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ class GetDatasetStream:
     offset: int = 0
     length: int | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,7 @@ class GetDatasetOffload:
     request_id: str
     dataset_name: str
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,7 @@ class GetDatasetAuto:
     offset: int = 0
     length: int | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +438,8 @@ class Receipt:
     """What a transfer says about itself: ``GET /transfers/{request_id}``.
 
     Times in seconds from the request's arrival at the router; ``outcome`` is None while it
-    runs. ``bytes`` is what left the router for the client in this transfer.
+    runs. ``bytes`` is what left the router for the client in this transfer; ``result`` is where
+    the answer can be had, once it is ready, by a client that was told to come for it.
     """
 
     request_id: str
@@ -453,6 +459,7 @@ class Receipt:
     started_unix: float = 0.0
     first_byte_seconds: float | None = None
     seconds: float | None = None
+    result: str | None = None
 
 
 def error_answer(error: TunnelSyncError) -> dict[str, Any]:

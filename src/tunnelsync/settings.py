@@ -58,6 +58,9 @@ class StoreSettings:
     url_lifetime_seconds: int = _setting(
         3600, "how long an address holds: enough to begin a download, short if leaked"
     )
+    object_lifetime_seconds: int = _setting(
+        7 * 24 * 3600, "then `store gc` removes it; its first half is when it is used again"
+    )
     access_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     secret_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     part_bytes: int = _setting(16 * MIB, "measured best with four at once; grows past 140 GiB")
@@ -67,6 +70,9 @@ class StoreSettings:
     connect_seconds: float = _setting(10.0, "a store that does not answer by then is down")
     read_seconds: float = _setting(60.0, "completing a large multipart upload can take that long")
     abort_seconds: float = _setting(10.0, "how long the way out waits for a silent store")
+    tidy_seconds: float = _setting(
+        300.0, "a connector's search, at its start, for uploads that it left open before"
+    )
     attempts: int = _setting(3, "rides out one restart of a store's node")
     settle_seconds: float = _setting(2.0, "a younger mtime or ctime can hide an edit: not reused")
 
@@ -112,7 +118,9 @@ class RouterSettings:
     list_entries: int = _setting(1000, "entries of one page of a listing")
     receipts: int = _setting(10_000, "about 1 KB each")
     receipt_seconds: float = _setting(3600.0, "long enough to ask what became of a transfer")
-    receipt_wait_seconds: float = _setting(60.0, "the longest ?wait= of a receipt")
+    receipt_wait_seconds: float = _setting(50.0, "the longest ?wait=; proxies cut silence at 60 s")
+    async_wait_seconds: float = _setting(30.0, "then 202 to who prefers it; below a proxy's 60 s")
+    detached_seconds: float = _setting(60.0, "nobody asks for a transfer answered 202: cancelled")
     drain_seconds: float = _setting(30.0, "what running transfers get when the router stops")
     retry_after_seconds: int = _setting(2, "said with each 503")
     tokens_poll_seconds: float = _setting(1.0, "a revoked token is noticed by then")
@@ -158,6 +166,10 @@ class ConnectorSettings:
     auto_offload_bytes: int = _setting(GIB, "mode auto: offload from this size on, given a store")
     list_entries: int = _setting(1000, "entries of one page of a listing")
     folder_entries: int = _setting(100_000, "entries of one folder that are sorted at most")
+    probe_seconds: float = _setting(1.0, "then the router is asked if a proxy holds an upload back")
+    probe_bytes: int = _setting(8 * MIB, "sent before that; a smaller upload is soon through")
+    held_chunk_bytes: int = _setting(4 * MIB, "a chunk, where a proxy takes uploads whole")
+    proxy_memory_seconds: float = _setting(3600.0, "so long a proxy's limits are not tried again")
     resume_attempts: int = _setting(5, "data connections lost in one transfer before it fails")
 
 
@@ -181,8 +193,26 @@ class ClientSettings:
     blocks_in_hand: int = _setting(3, "blocks of 4 MiB between network and disk")
     json_bytes: int = _setting(96 * MIB, "mode buffer: the largest answer")
     message_bytes: int = _setting(4 * MIB, "any other answer")
-    digests_bytes: int = _setting(64 * MIB, "packed digests of one object: enough for 8 TiB")
+    digests_bytes: int = _setting(64 * MIB, "digests of one dataset: enough for 8 TiB")
     connections: int = _setting(100, "HTTP connections of one client")
+    retry_for_seconds: float = _setting(
+        120.0, "rides out a router's restart; counted from the last block that came"
+    )
+    backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
+    backoff_cap_seconds: float = _setting(10.0, "a line that is back is noticed by then")
+    repairs: int = _setting(3, "a block that came wrong is fetched again so often")
+    journal_seconds: float = _setting(
+        2.0, "what a kill can cost; each entry waits for a sync of the data"
+    )
+    journal_bytes: int = _setting(128 * MIB, "the longest journal read: a dataset of 12 TiB")
+    parallel: int = _setting(0, "streams of one dataset; 0 chooses by its size and the line")
+    parallel_most: int = _setting(8, "one client is not to fill a connector's places")
+    parallel_on_long_lines: int = _setting(4, "what is chosen when a line is long")
+    parallel_from_bytes: int = _setting(256 * MIB, "below, one stream is soon done")
+    parallel_round_trip_seconds: float = _setting(
+        0.02, "from there on, one connection's window can be short of the line"
+    )
+    parallel_least_bytes: int = _setting(32 * MIB, "a stream of its own for less does not pay")
 
 
 Role = TypeVar("Role", StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)

@@ -5,6 +5,10 @@ How it maps onto S3, where HASH is BLAKE3 over the dataset's name and etag::
     PREFIX/MAC/HASH/data      the dataset as it is: one PUT, or a multipart upload by windows
     PREFIX/MAC/HASH/blocks    its packed digests, 32 bytes each; there before ``data`` is whole
 
+A version is used again in the first half of its life (``object_lifetime_seconds``), and uploaded
+anew in the second: so what an address names stays for half a life at least, while the address
+holds and the download that it began goes on. What is past its life is for ``leftovers.py``.
+
 Bodies are signed as UNSIGNED-PAYLOAD: a client proves each block anyway, and a signature over
 the payload would read every part twice. This is the only file that imports aioboto3 and botocore,
 and only on use: they take half a second.
@@ -24,6 +28,7 @@ from tunnelsync import frames, objects
 from tunnelsync.errors import BadSetting, StoreRefused, StoreUnavailable, TunnelSyncError
 from tunnelsync.frames import DIGEST_BYTES
 from tunnelsync.headers import content_disposition
+from tunnelsync.leftovers import Leftovers
 from tunnelsync.objects import BLOCKS, DATA, Stored, origin
 from tunnelsync.settings import StoreSettings
 from tunnelsync.window import Multipart, Readable, Reading, Window
@@ -76,15 +81,19 @@ class Store:
         # while it was young is never used again: the store remembers, beside the digests.
         age_ns = time.time_ns() - max(dataset.mtime_ns, dataset.ctime_ns)
         settled = age_ns >= self._settings.settle_seconds * 1e9
-        packed = await self._find(key, dataset.size) if settled else None
-        reused = packed is not None
-        if packed is None:
+        left_seconds = float(self._settings.object_lifetime_seconds)
+        found = await self._find(key, dataset.size) if settled else None
+        if found is None:
             async with Reading(dataset, self._executor, progress) as reading:
                 await self._upload(key, reading, settled)
             packed = bytes(reading.packed)
+        else:
+            packed, age_seconds = found
+            left_seconds -= age_seconds
         digests = frames.split_digests(packed)
         disposition = content_disposition(dataset.name)
-        expires_seconds = min(self._settings.url_lifetime_seconds, LIFETIME_SECONDS)
+        most = self._settings.url_lifetime_seconds, LIFETIME_SECONDS, int(left_seconds)
+        expires_seconds = max(1, min(most))
         return Stored(
             download_url=await self._presign(key + DATA, expires_seconds, disposition),
             blocks_url=await self._presign(key + BLOCKS, expires_seconds, None),
@@ -93,8 +102,13 @@ class Store:
             root=frames.root(digests),
             count=len(digests),
             expires_seconds=expires_seconds,
-            reused=reused,
+            reused=found is not None,
         )
+
+    async def leftovers(self) -> Leftovers:
+        """Return what finds and removes old objects and open uploads of this store."""
+        await self._connect()
+        return Leftovers(self._settings, request=self._request, ask=self._ask)
 
     # --- connecting -----------------------------------------------------------------------
 
@@ -130,12 +144,16 @@ class Store:
 
     # --- what is there --------------------------------------------------------------------
 
-    async def _find(self, key: str, size_bytes: int) -> bytes | None:
-        """Return the packed digests if this version is in the store, whole and settled."""
+    async def _find(self, key: str, size_bytes: int) -> tuple[bytes, float] | None:
+        """Return the packed digests, and the age in seconds, if this version is in the store:
+        whole, settled, and in the first half of its life."""
         bucket = self._settings.bucket
         digests_bytes = frames.block_count(size_bytes) * DIGEST_BYTES
         data = await self._ask("head_object", Bucket=bucket, Key=key + DATA)
         if data is None or data["ContentLength"] != size_bytes:
+            return None
+        age_seconds = objects.age_seconds(data, data["LastModified"])
+        if age_seconds > self._settings.object_lifetime_seconds / 2:
             return None
         blocks = await self._ask("get_object", Bucket=bucket, Key=key + BLOCKS)
         if blocks is None:
@@ -146,7 +164,7 @@ class Store:
                 body.close()
                 return None
             packed: bytes = await self._call(body.read)
-        return packed if len(packed) == digests_bytes else None
+        return (packed, age_seconds) if len(packed) == digests_bytes else None
 
     async def _presign(self, key: str, expires_seconds: int, disposition: str | None) -> str:
         """Return the address of an object at the public endpoint; nothing is sent."""

@@ -11,7 +11,15 @@ Code, log lines, metrics and receipts use these names and no others.
 
 from enum import StrEnum
 
-from tunnelsync.errors import Conflict
+from tunnelsync.errors import (
+    Cancelled,
+    Conflict,
+    ConnectorOffline,
+    ConnectorReplaced,
+    RouterUnreachable,
+    TimedOut,
+    TunnelSyncError,
+)
 
 
 class State(StrEnum):
@@ -58,6 +66,17 @@ class Outcome(StrEnum):
     """The connector went away, or was replaced."""
     TIMED_OUT = "timed_out"
     """A deadline passed."""
+
+
+def outcome_of(error: TunnelSyncError, *, begun: bool) -> Outcome:
+    """Return the outcome of a transfer that ended with this error; ``begun`` if an answer came."""
+    if isinstance(error, Cancelled):
+        return Outcome.CANCELLED
+    if isinstance(error, ConnectorOffline | ConnectorReplaced | RouterUnreachable):
+        return Outcome.OFFLINE
+    if isinstance(error, TimedOut):
+        return Outcome.TIMED_OUT
+    return Outcome.BROKEN if begun else Outcome.REFUSED
 
 
 _S, _E = State, Event

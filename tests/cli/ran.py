@@ -29,7 +29,8 @@ def environment(**more: str) -> dict[str, str]:
         if not name.startswith("TUNNELSYNC_") and not name.lower().endswith("_proxy")
     }
     source = str(Path(tunnelsync.__file__).parents[1])
-    return kept | {"TUNNELSYNC_TOKEN": CANARY, "PYTHONPATH": source} | more
+    once = {"TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS": "0"}
+    return kept | once | {"TUNNELSYNC_TOKEN": CANARY, "PYTHONPATH": source} | more
 
 
 async def started(

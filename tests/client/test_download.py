@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from played_router import MAC, content, framed, played, stream_headers, streamed
-from tunnelsync.client import TunnelSync
+from played_router import MAC, Streaming, client, content, framed, played, stream_headers, streamed
 from tunnelsync.errors import TargetBusy, TargetExists, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES
 
@@ -49,16 +48,18 @@ class Begun:
         self.first.set()
 
 
-async def test_progress_tells_each_block_that_is_written(tmp_path: Path) -> None:
+async def test_progress_tells_the_size_at_once_and_each_block_that_is_written(
+    tmp_path: Path,
+) -> None:
     begun = Begun()
-    async with played(sending) as url, TunnelSync(url) as ts:
+    async with played(sending) as url, client(url) as ts:
         await ts.fetch(MAC, "d", tmp_path, progress=begun)
-    assert begun.told == [(i * BLOCK_BYTES, len(DATA)) for i in (1, 2, 3)]
+    assert begun.told == [(i * BLOCK_BYTES, len(DATA)) for i in (0, 1, 2, 3)]
 
 
 async def test_nothing_is_asked_for_a_target_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(b"old")
-    async with TunnelSync("http://127.0.0.1:1") as ts:
+    async with client("http://127.0.0.1:1") as ts:
         with pytest.raises(TargetExists):
             await ts.fetch(MAC, "d", tmp_path)
     assert (tmp_path / "d").read_bytes() == b"old"
@@ -66,7 +67,7 @@ async def test_nothing_is_asked_for_a_target_that_is_there(tmp_path: Path) -> No
 
 async def test_a_cancelled_download_leaves_nothing(tmp_path: Path) -> None:
     begun = Begun()
-    async with played(Waiting()) as url, TunnelSync(url) as ts:
+    async with played(Waiting()) as url, client(url) as ts:
         task = asyncio.create_task(ts.fetch(MAC, "d", tmp_path, progress=begun))
         async with asyncio.timeout(10):
             while not list(tmp_path.iterdir()):
@@ -79,7 +80,7 @@ async def test_a_cancelled_download_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_of_two_at_once_one_wins_whole_and_the_other_says_why(tmp_path: Path) -> None:
     router = Waiting()
-    async with played(router) as url, TunnelSync(url) as one, TunnelSync(url) as two:
+    async with played(router) as url, client(url) as one, client(url) as two:
         first = asyncio.create_task(one.fetch(MAC, "d", tmp_path))
         async with asyncio.timeout(10):
             while not list(tmp_path.iterdir()):
@@ -102,13 +103,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-async def test_a_full_disk_is_a_clear_error_and_the_old_file_stays(small_disk: Path) -> None:
+async def test_b8_a_full_disk_is_a_clear_error_and_what_came_stays_for_the_next_run(
+    small_disk: Path,
+) -> None:
     (small_disk / "d").write_bytes(b"old")
-    async with played(sending) as url, TunnelSync(url) as ts:
+    router = Streaming(DATA)
+    async with played(router) as url, client(url) as ts:
         with pytest.raises(WriteFailed, match="the disk is full"):
             await ts.fetch(MAC, "d", small_disk, force=True)
+        assert (small_disk / "d").read_bytes() == b"old"
+        subprocess.run(["mount", "-o", "remount,size=30m", str(small_disk)], check=True)
+        done = await ts.fetch(MAC, "d", small_disk, force=True)
+    assert (small_disk / "d").read_bytes() == DATA
     assert os.listdir(small_disk) == ["d"]
-    assert (small_disk / "d").read_bytes() == b"old"
+    assert router.asked == [(0, None), (1, None)]
+    assert done.resumed_bytes == BLOCK_BYTES
 
 
 async def test_a_name_never_leads_out_of_the_current_folder(
@@ -116,7 +125,7 @@ async def test_a_name_never_leads_out_of_the_current_folder(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    async with played(sending) as url, TunnelSync(url) as ts:
+    async with played(sending) as url, client(url) as ts:
         for name in ("etc/passwd", "a/b/..c", "x\\..\\y", "~root", "-"):
             done = await ts.fetch(MAC, name)
             assert done.path is not None
@@ -126,12 +135,12 @@ async def test_a_name_never_leads_out_of_the_current_folder(
 
 async def test_a_plain_part_file_of_the_users_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "d.part").write_bytes(b"mine")
-    async with played(sending) as url, TunnelSync(url) as ts:
+    async with played(sending) as url, client(url) as ts:
         await ts.fetch(MAC, "d", tmp_path)
     assert (tmp_path / "d.part").read_bytes() == b"mine"
 
 
 async def test_the_longest_name_there_is_can_be_fetched(tmp_path: Path) -> None:
-    async with played(sending) as url, TunnelSync(url) as ts:
+    async with played(sending) as url, client(url) as ts:
         await ts.fetch(MAC, "n" * 255, tmp_path)
     assert os.listdir(tmp_path) == ["n" * 255]

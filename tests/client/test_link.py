@@ -13,11 +13,12 @@ from aiohttp import web
 from yarl import URL
 
 from cli.ran import ran
-from played_router import MAC, content, json, played, played_raw, streamed
+from played_router import MAC, client, content, json, played, played_raw, streamed
 from tunnelsync.client import TunnelSync
 from tunnelsync.dial import proxy_for
 from tunnelsync.errors import (
     BadSetting,
+    NotARouter,
     PlaintextRefused,
     ProtocolError,
     RouterUnreachable,
@@ -33,7 +34,7 @@ DATA = content(5_000_000)
 async def asked(url: str) -> TunnelSyncError:
     """Ask for the connectors, and return the error."""
     with pytest.raises(TunnelSyncError) as caught:
-        async with TunnelSync(url) as ts:
+        async with client(url) as ts:
             await ts.connectors()
     return caught.value
 
@@ -46,7 +47,8 @@ async def test_an_answer_of_something_else_names_its_status(status: int) -> None
 
     async with played(proxy) as url:
         error = await asked(url)
-    assert type(error) is RouterUnreachable
+    assert type(error) is (RouterUnreachable if status in (502, 504) else NotARouter)
+    assert error.retry is (status in (502, 504))
     assert f"answered {status}" in error.message
     assert "proxy" in error.hint
 
@@ -75,7 +77,7 @@ async def test_a_head_tells_its_error_in_a_header() -> None:
         text = '{"code": "dataset_not_found", "message": "no such dataset", "hint": "h"}'
         return web.Response(status=404, headers={H_ERROR: text})
 
-    async with played(router) as url, TunnelSync(url) as ts:
+    async with played(router) as url, client(url) as ts:
         with pytest.raises(TunnelSyncError, match="no such dataset") as caught:
             await ts.stat(MAC, "d")
     assert caught.value.code == "dataset_not_found"

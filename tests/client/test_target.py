@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tunnelsync.client.target import Descriptor, PartFile, resolve, write_all
+from tunnelsync.client.part import PartFile
+from tunnelsync.client.target import Descriptor, resolve, write_all
 from tunnelsync.errors import TargetBusy, TargetExists, Usage, WriteFailed
 
 HOLD = """
@@ -23,10 +24,10 @@ def written(target: Path, data: bytes, *, force: bool = False, sync: bool = Fals
     part = PartFile(target, force=force, sync=sync)
     part.open()
     try:
-        part.write((data,))
+        part.write(0, (data,))
         part.publish(1_700_000_000_123_456_789)
     finally:
-        part.discard()
+        part.close(keep=False)
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -40,10 +41,10 @@ def test_a_file_appears_with_its_time_and_no_part_is_left(tmp_path: Path, sync: 
 def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
     part = PartFile(tmp_path / "a")
     part.open()
-    part.write((b"data",))
+    part.write(0, (b"data",))
     assert os.listdir(tmp_path) == ["a.tunnelsync.part"]
-    part.discard()
-    part.discard()
+    part.close(keep=False)
+    part.close(keep=False)
     assert os.listdir(tmp_path) == []
 
 
@@ -53,7 +54,7 @@ def test_a_name_taken_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"theirs")
     with pytest.raises(TargetExists):
         part.publish(0)
-    part.discard()
+    part.close(keep=False)
     assert (tmp_path / "a").read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["a"]
 
@@ -84,7 +85,7 @@ def test_another_process_that_writes_it_is_named(tmp_path: Path) -> None:
         part = PartFile(tmp_path / "a")
         with pytest.raises(TargetBusy, match="a"):
             part.open()
-        part.discard()
+        part.close(keep=False)
         assert (tmp_path / "a.tunnelsync.part").exists()
         other.communicate()
     written(tmp_path / "a", b"mine")
@@ -104,7 +105,7 @@ def test_a_part_that_is_the_target_itself_is_not_cut_short(tmp_path: Path) -> No
     part = PartFile(tmp_path / "a", force=True)
     part.open()
     assert (tmp_path / "a").read_bytes() == b"old"
-    part.discard()
+    part.close(keep=False)
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
@@ -158,7 +159,7 @@ def test_a_full_disk_says_so() -> None:
         open("/dev/full", "wb", buffering=0) as full,
         pytest.raises(WriteFailed, match="disk is full"),
     ):
-        Descriptor(full.fileno()).write((b"x",))
+        Descriptor(full.fileno()).write(0, (b"x",))
 
 
 def test_a_reader_that_left_says_so() -> None:
@@ -166,7 +167,7 @@ def test_a_reader_that_left_says_so() -> None:
     os.close(reader)
     try:
         with pytest.raises(WriteFailed, match="closed"):
-            Descriptor(writer).write((b"x",))
+            Descriptor(writer).write(0, (b"x",))
     finally:
         os.close(writer)
 

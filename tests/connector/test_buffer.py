@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import web
 
 from played_connector_router import PlayedRouter, connected, served, settings_for
 from played_router import content, digests_of
 from tunnelsync import frames, protocol
+from tunnelsync.errors import WrongOffset
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import Conditions, GetDataset
 
@@ -157,3 +159,38 @@ async def test_a_proxy_that_refuses_the_body_becomes_an_error_that_says_so(
     async with served(router):
         answer = await ask(router, folder, "a")
     assert answer["error"]["code"] == "too_large"
+
+
+async def test_b12_parts_go_on_where_the_router_stands(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy takes a mebibyte; the answer to one part is lost, and one part does not arrive."""
+    data = content(3 * 1024 * 1024)
+    (folder / "a").write_bytes(data)
+    came, faults = bytearray(), ["", "answer lost", "", "part lost"]
+
+    async def behind_nginx(request: web.Request) -> web.Response:
+        assert request.content_length is not None
+        if request.content_length > 1024 * 1024:
+            return web.Response(status=413)
+        body = await request.read()
+        fault = faults.pop(0) if faults else ""
+        if int(request.query["offset"]) != len(came):
+            wrong = protocol.error_answer(WrongOffset("another")) | {"offset": len(came)}
+            return web.json_response(wrong, status=409)
+        if fault != "part lost":
+            came.extend(body)
+        if fault:
+            assert request.transport is not None
+            request.transport.abort()
+        elif len(came) == int(request.query["length"]):
+            async with router.result_came:
+                router.results["r1"].append(orjson.loads(came))
+                router.result_came.notify_all()
+        return web.json_response({"offset": len(came)})
+
+    monkeypatch.setattr(router, "on_result", behind_nginx)
+    async with served(router):
+        answer = await ask(router, folder, "a")
+    assert plain(answer) == data
+    assert not faults

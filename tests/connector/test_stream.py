@@ -233,7 +233,40 @@ async def test_a_proxy_that_takes_one_mebibyte_gets_chunks_of_that(
     router.faults = [nginx]
     stream = await ask(router, folder, whole("a"))
     assert stream.body == framed(data)
-    assert stream.chunks == [0, *range(0, len(stream.body), 1024 * 1024)]
+    assert stream.chunks == [0, 0, *range(0, len(stream.body), 1024 * 1024)]
+
+
+async def test_the_next_chunk_does_not_wait_for_the_answer_to_the_one_before(
+    router: PlayedRouter, folder: Path
+) -> None:
+    """Two are open at a time and no third: the answer to one takes as long as the client does."""
+    data = content(5 * 1024 * 1024)
+    (folder / "a").write_bytes(data)
+    follows: dict[int, str | None] = {}
+    came = asyncio.Condition()
+
+    async def slow(request: web.Request, stream: Stream) -> web.Response | None:
+        router.faults.append(slow)
+        assert request.content_length is not None
+        if request.content_length > 1024 * 1024:
+            return web.Response(status=413)
+        offset, end = int(request.query["offset"]), request.content_length
+        await router.take(request, stream)
+        async with came:
+            follows[offset] = request.query.get("after")
+            came.notify_all()
+        async with stream.moved:
+            stream.moved.notify_all()
+        async with came:  # no answer before the next one has come, whole
+            await came.wait_for(lambda: offset + end in follows or stream.taken == len(wanted))
+        return web.json_response({"status": "ok"})
+
+    wanted = framed(data)
+    router.faults = [slow]
+    stream = await ask(router, folder, whole("a"))
+    assert stream.body == wanted
+    step = 1024 * 1024
+    assert follows == {0: None} | {at: str(at - step) for at in range(step, len(wanted), step)}
 
 
 async def test_a_stalled_router_is_left_for_a_new_connection(

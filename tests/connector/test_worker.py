@@ -2,10 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from played_connector_router import (
     PlayedRouter,
@@ -15,6 +19,12 @@ from played_connector_router import (
     settings_for,
 )
 from tunnelsync import protocol
+from tunnelsync.connector.buffer import Buffer
+from tunnelsync.connector.offload import Offload
+from tunnelsync.connector.source import Root
+from tunnelsync.connector.upload import Upload
+from tunnelsync.connector.worker import Job, Modes, Worker
+from tunnelsync.identity import mac_address
 from tunnelsync.protocol import (
     Ack,
     Cancel,
@@ -27,6 +37,7 @@ from tunnelsync.protocol import (
     Progress,
     StatDataset,
 )
+from tunnelsync.settings import ConnectorSettings, StoreSettings
 
 
 @pytest.fixture
@@ -246,3 +257,73 @@ async def test_a_result_that_nobody_waits_for_is_dropped_quietly(
         await ws.send_str(protocol.encode(StatDataset("r2", "a")))
         await router.result("r2")
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_what_falls_free_goes_to_the_client_that_holds_less_and_no_place_is_lost(
+    router: PlayedRouter, folder: Path
+) -> None:
+    gate = Gate(router)
+    async with connected(settings_for(router, folder, places=2)):
+        ws = await router.socket()
+        for name in ("a1", "a2", "a3", "a4", "b1"):
+            await ws.send_str(protocol.encode(GetDatasetStream(name, "a", client=name[0])))
+        assert {await gate.came.get(), await gate.came.get()} == {"a1", "a2"}
+        await ws.send_str(protocol.encode(Cancel("a1")))
+        assert await asyncio.wait_for(gate.came.get(), 10) == "b1"
+        await ws.send_str(protocol.encode(Cancel("b1")))
+        assert await asyncio.wait_for(gate.came.get(), 10) == "a3"
+        for _ in range(5):
+            gate.go.release()
+        for name in ("a2", "a3", "a4"):
+            await router.stream(name)
+
+
+class Called(asyncio.Event):
+    """A turn in whose very moment the job is cancelled: it holds a place, and does not know it."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job, self._awaited = job, job.turn
+
+    def set(self) -> None:
+        super().set()
+        self._awaited.set()
+        self._job.task.cancel()
+
+
+async def test_one_cancelled_in_the_moment_of_its_turn_leaves_the_place_to_the_next(
+    router: PlayedRouter, folder: Path
+) -> None:
+    gate = Gate(router)
+    settings = settings_for(router, folder, places=1)
+    async with working(settings) as worker:
+        for name in ("r1", "r2", "r3"):
+            worker.take(stream(name))
+        assert await asyncio.wait_for(gate.came.get(), 10) == "r1"
+        called = worker._jobs["r2"].turn = Called(worker._jobs["r2"])
+        worker.take(Cancel("r1"))
+        assert await asyncio.wait_for(gate.came.get(), 10) == "r3"
+        assert called.is_set()
+        for _ in range(2):
+            gate.go.release()
+        await router.stream("r3")
+    assert not router.results
+    assert "r2" not in router.streams
+
+
+@asynccontextmanager
+async def working(settings: ConnectorSettings) -> AsyncIterator[Worker]:
+    """Run a worker without a socket; what it answers goes to the router."""
+    async with AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(settings.threads))
+        root = Root(settings.root, executor, list_entries=10, folder_entries=10)
+        stack.callback(root.close)
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        upload = Upload(http, URL(settings.router), {}, settings)
+        mac = mac_address(settings.mac)
+        offload = Offload(mac, root, StoreSettings(), executor, upload)
+        await stack.enter_async_context(offload)
+        buffer = Buffer(settings, executor, upload)
+        worker = Worker(settings, Modes(root, upload, buffer, offload), lambda _: None)
+        stack.push_async_callback(worker.close)
+        yield worker

@@ -126,3 +126,49 @@ async def test_the_end_answers_everybody_once() -> None:
         await second.chunk.done
     queue.finish()
     assert not first.aborted
+
+
+def after(queue: ChunkQueue, offset: int, length: int, follows: int) -> Upload:
+    upload = Upload(offset, length)
+    upload.chunk.after = follows
+    queue.put(upload.chunk, BODY)
+    return upload
+
+
+async def test_b5_one_that_comes_before_the_one_it_follows_waits_for_it() -> None:
+    queue = ChunkQueue(limit=2, taken=100)
+    second = after(queue, 300, 50, follows=100)
+    waiting = asyncio.create_task(queue.next())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert queue.next_offset == 100
+    for offset, length in ((100, 199), (100, 201), (100, None), (350, 10)):
+        with pytest.raises(WrongOffset, match="stands at 100"):
+            put(queue, offset, length)
+    first = put(queue, 100, 200)
+    assert await waiting is first.chunk
+    assert queue.next_offset == 350
+    queue.taken = 300
+    queue.drop(first.chunk)
+    assert await queue.next() is second.chunk
+    third = after(queue, 350, 10, follows=300)
+    assert queue.next_offset == 360
+    assert queue.detach() == 300
+    assert second.aborted
+    assert third.aborted
+
+
+async def test_b5_only_the_next_but_one_may_come_early() -> None:
+    queue = ChunkQueue(limit=2)
+    for follows in (50, 200):
+        with pytest.raises(WrongOffset):
+            after(queue, 100, 10, follows=follows)
+    after(queue, 100, 10, follows=0)
+    with pytest.raises(WrongOffset):
+        after(queue, 200, 10, follows=0)
+
+
+async def test_an_error_does_not_wait_for_one_that_came_early() -> None:
+    queue = ChunkQueue(limit=2)
+    after(queue, 100, 100, follows=0)
+    assert not queue.stop_after(150, BrokenOff("the disk"))

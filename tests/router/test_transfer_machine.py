@@ -32,8 +32,8 @@ from tunnelsync.identity import mac_address
 from tunnelsync.protocol import Coding, Complete, Init, Problem
 from tunnelsync.router.chunks import Chunk
 from tunnelsync.router.relay import relay
+from tunnelsync.router.said import ResultBody
 from tunnelsync.router.switchboard import Session, Switchboard
-from tunnelsync.router.transfer import ResultBody
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings
 from tunnelsync.transfer import MOVES, Outcome, State
@@ -267,10 +267,18 @@ class Life(RuleBasedStateMachine):
         place=st.sampled_from(["right", "right", "next", *PLACES]),
         length=st.sampled_from(["rest", "rest", None, *PLACES]),
         closes=st.booleans(),
+        early=st.booleans(),
         lies=st.sampled_from([False] * 9 + [True]),
     )
-    def chunk(self, place: str | int, length: str | int | None, closes: bool, lies: bool) -> None:
-        """Open a chunk request; what it sends comes later."""
+    def chunk(
+        self,
+        place: str | int,
+        length: str | int | None,
+        closes: bool,
+        lies: bool,
+        early: bool = False,
+    ) -> None:
+        """Open a chunk request; what it sends comes later. An early one names what it follows."""
         chunks, state = self.transfer.chunks, self.state
         if isinstance(place, int):
             offset = place
@@ -283,6 +291,7 @@ class Life(RuleBasedStateMachine):
         posts: list[Post] = []
         errors: list[TunnelSyncError] = []
         chunk = Chunk(offset, size, content, lambda: None, self.loop.create_future())
+        chunk.after = chunks.next_offset if early else None
 
         async def handler() -> None:
             """What the handler of a chunk request does (see ``router/stream.py``)."""
@@ -308,7 +317,7 @@ class Life(RuleBasedStateMachine):
             assert isinstance(errors[0], TransferGone), errors
         elif self.init is None:
             assert isinstance(errors[0], Conflict), errors
-        elif offset not in plausible:
+        elif offset not in plausible and not early:
             assert isinstance(errors[0], WrongOffset), errors
         elif size is not None and offset + size > LENGTH and state is State.FLOWING:
             assert errors, (offset, size)

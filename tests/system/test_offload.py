@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -23,6 +24,7 @@ from harness import (
     Completed,
     Process,
     System,
+    cli,
     environ_of,
     make_file,
     sha256,
@@ -32,7 +34,7 @@ from harness import (
 from played_connector import PlayedConnector, played, wanting
 from played_router import content, digests_of
 from played_router import played as served
-from s3 import S3Server, s3_server
+from s3 import S3Server, age_seconds, s3_server
 from tunnelsync import frames
 from tunnelsync.client import TunnelSync
 from tunnelsync.errors import TunnelSyncError
@@ -96,18 +98,7 @@ class Shelf:
 @pytest.fixture(scope="module")
 def outside(store_server: S3Server) -> Any:
     """A client that looks at the store without our code, in a bucket that keeps versions."""
-    import boto3
-    from botocore.config import Config
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=store_server.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=store_server.access_key,
-        aws_secret_access_key=store_server.secret_key,
-        # With its trailing checksums SeaweedFS never answers a PUT of nothing.
-        config=Config(request_checksum_calculation="when_required"),
-    )
+    client = store_server.client()
     client.create_bucket(Bucket=BUCKET)
     versions = {"Status": "Enabled"}
     client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration=versions)
@@ -337,6 +328,37 @@ def test_s5_the_same_version_twice_is_one_upload(
     assert [shelf.put_count(key) for key in keys_in(first)] == [1, 1]
 
 
+def test_s5_many_clients_at_once_and_later_are_one_upload(
+    tmp_path: Path, store_server: S3Server, shelf: Shelf
+) -> None:
+    """Also after the connector has started again: what is known of it is in the store."""
+    store = environ(store_server, prefix=shelf.prefix)
+    with running(tmp_path, store) as system:
+        system.router()
+        connector = system.connector()
+        source = dataset(system, "d", 20 * MIB)
+
+        def fetched_by(names: str) -> list[bool]:
+            """Fetch by so many clients at once; tell of each whether it got the dataset."""
+            flags = ("fetch", "--mode", "offload", "-q", MAC, "d", "-o")
+            clients = [system.start(*flags, str(tmp_path / name)) for name in names]
+            assert [client.wait(SECONDS) for client in clients] == [0] * len(names)
+            return [sha256(tmp_path / name) == sha256(source) for name in names]
+
+        assert all(fetched_by("abcde"))
+        assert shelf.put_count("/data") == 1
+        blocks, key = shelf.keys()
+        assert (blocks[-7:], key[-5:]) == ("/blocks", "/data")
+        written = shelf.client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
+        assert all(fetched_by("fg"))
+        assert connector.stop() == 0
+        system.connector()
+        assert all(fetched_by("hi"))
+        assert shelf.put_count("/data") == shelf.put_count("/blocks") == 1
+        assert shelf.client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == written
+        assert shelf.uploads() == []
+
+
 # --- held in mid-upload -------------------------------------------------------------------------
 
 
@@ -477,24 +499,31 @@ class Held:
         return self.system.start("fetch", "--mode", "offload", MAC, self.name, "-o", str(target))
 
 
+@contextmanager
+def holding(folder: Path, server: S3Server, shelf: Shelf) -> Iterator[Held]:
+    """Run a router, and a connector whose way to the store has a gate."""
+    with gate(server) as way:
+        store = environ(
+            server,
+            prefix=shelf.prefix,
+            endpoint=way.url,
+            public_endpoint=server.endpoint,
+            part_bytes=PART_BYTES,
+        )
+        with running(folder, store) as system:
+            system.router()
+            system.connector()
+            yield Held(system, way, shelf)
+            way.open()
+
+
 @pytest.fixture(scope="module")
 def held(
     tmp_path_factory: pytest.TempPathFactory, store_server: S3Server, outside: Any
 ) -> Iterator[Held]:
     shelf = Shelf(outside, next(PREFIXES))
-    with gate(store_server) as way:
-        store = environ(
-            store_server,
-            prefix=shelf.prefix,
-            endpoint=way.url,
-            public_endpoint=store_server.endpoint,
-            part_bytes=PART_BYTES,
-        )
-        with running(tmp_path_factory.mktemp("held"), store) as system:
-            system.router()
-            system.connector()
-            yield Held(system, way, shelf)
-            way.open()
+    with holding(tmp_path_factory.mktemp("held"), store_server, shelf) as made:
+        yield made
 
 
 def grow(path: Path) -> None:
@@ -569,6 +598,19 @@ def test_p3_one_of_two_that_wait_for_an_upload_leaves_and_the_other_gets_it(held
     other.unlink()
 
 
+def test_p2_the_last_of_two_that_leaves_ends_the_upload(held: Held) -> None:
+    first = held.begin("both left", 2)
+    second = held.start(held.target.with_name("other out"))
+    wait_until(lambda: taken(held.system) == 2, SECONDS, "the second to wait for it, too")
+    for process, left in ((first, 1), (second, 0)):
+        assert len(held.shelf.uploads()) == 1
+        process.send(signal.SIGINT)
+        assert process.wait() == 130
+        wait_until(lambda left=left: taken(held.system) == left, SECONDS, "one less")  # type: ignore[misc]
+    wait_until(lambda: not held.shelf.uploads(), SECONDS, "the upload to be aborted")
+    assert held.puts == 0
+
+
 async def test_s5_five_at_once_are_one_upload(held: Held) -> None:
     held.prepare("five", 2)
     asked = [wanting(held.system.url, MAC, "offload", dataset="five") for _ in range(5)]
@@ -576,6 +618,7 @@ async def test_s5_five_at_once_are_one_upload(held: Held) -> None:
         async with asyncio.timeout(SECONDS):
             while await asyncio.to_thread(taken, held.system) < 5 or held.way.held < 2:
                 pass
+        assert len(held.shelf.uploads()) == 1
     finally:
         held.way.open()
     answers = [(await one).json() for one in asked]
@@ -584,6 +627,120 @@ async def test_s5_five_at_once_are_one_upload(held: Held) -> None:
         answers[0]["download_url"].partition("?")[0]
     }
     assert held.puts == 1
+
+
+def test_s3_what_a_killed_connector_left_open_is_aborted_when_it_starts_again(
+    tmp_path: Path, store_server: S3Server, shelf: Shelf
+) -> None:
+    """By kill -9 in mid-upload; and uploads of another connector stay."""
+    others = f"{shelf.prefix}/cc-28-aa-04-ff-ff/{0:064x}/data"
+    with holding(tmp_path, store_server, shelf) as held:
+        client = held.begin("killed", 2)
+        (left,) = shelf.uploads()
+        by_others = {"Bucket": BUCKET, "Key": others}
+        by_others["UploadId"] = shelf.client.create_multipart_upload(**by_others)["UploadId"]
+        _, connector, *_ = held.system.processes
+        connector.kill()
+        assert client.wait(SECONDS) == 5, client.log
+        assert left in shelf.uploads()
+        wait_until(
+            lambda: age_seconds(shelf.client, BUCKET, left) >= 3,
+            SECONDS,
+            "the upload to be older than the next process, also by whole seconds",
+        )
+        held.way.open()
+        held.system.connector().wait_for_line("1 uploads that were left open are aborted")
+        assert shelf.uploads() == [others]
+        assert held.start(held.target).wait(SECONDS) == 0
+        assert sha256(held.target) == sha256(held.source)
+        assert held.puts == 1
+        assert shelf.uploads() == [others]
+    shelf.client.abort_multipart_upload(**by_others)
+
+
+# --- what is old is removed ---------------------------------------------------------------------
+
+
+def collected(server: S3Server, prefix: str, *args: str, **env: str) -> Completed:
+    """Run ``tunnelsync store gc``."""
+    return cli("store", "gc", *args, env={**environ(server, prefix=prefix), **env})
+
+
+def test_gc_removes_what_is_old_and_says_so(
+    tmp_path: Path, store_server: S3Server, shelf: Shelf
+) -> None:
+    theirs = f"{shelf.prefix}/readme"
+    shelf.client.put_object(Bucket=BUCKET, Key=theirs, Body=b"theirs")
+    version = f"{shelf.prefix}/{MAC}/{0:064x}"
+    shelf.client.create_multipart_upload(Bucket=BUCKET, Key=f"{version}/data")
+    with running(tmp_path, environ(store_server, prefix=shelf.prefix)) as system:
+        system.router()
+        system.connector()
+        source = dataset(system, "d", 5 * MIB)
+        assert fetch(system, "offload", tmp_path / "o").code == 0
+        whole = shelf.keys()
+        assert len(whole) == 3
+        size = 5 * MIB + 2 * 32
+
+        done = collected(store_server, shelf.prefix)
+        assert (done.code, done.err) == (0, "")
+        nothing = "removed 0 objects of 0 bytes, and aborted 0 uploads, 604800 s old or older\n"
+        assert done.out == nothing
+        done = collected(store_server, shelf.prefix, "--older-than", "0", "--dry-run")
+        would = f"would remove 1 object of {size} bytes, and abort 1 upload, 0 s old or older\n"
+        assert (done.code, done.out) == (0, would)
+        assert shelf.keys() == whole
+        assert shelf.uploads() == [f"{version}/data"]
+
+        life = {"TUNNELSYNC_STORE_OBJECT_LIFETIME_SECONDS": "0"}
+        done = collected(store_server, shelf.prefix, "--json", **life)
+        assert (done.code, done.json()) == (
+            0,
+            {
+                "status": "success",
+                "dry_run": False,
+                "older_than_seconds": 0,
+                "objects": 1,
+                "bytes": size,
+                "uploads": 1,
+            },
+        )
+        assert shelf.keys() == [theirs]
+        assert shelf.uploads() == []
+        assert fetch(system, "offload", tmp_path / "o", "--force").code == 0
+        assert sha256(tmp_path / "o") == sha256(source)
+
+
+def test_the_rule_in_the_docs_is_one_that_stores_take(store_server: S3Server, shelf: Shelf) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    blocks = (orjson.loads(one) for one in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    (rule,) = (one for one in blocks if "Rules" in one)
+    shelf.client.create_bucket(Bucket="with-a-rule")
+    with_rule = {"Bucket": "with-a-rule", "LifecycleConfiguration": rule}
+    shelf.client.put_bucket_lifecycle_configuration(**with_rule)
+    (kept,) = shelf.client.get_bucket_lifecycle_configuration(Bucket="with-a-rule")["Rules"]
+    (given,) = rule["Rules"]
+    assert (kept["Filter"], kept["Expiration"]) == (given["Filter"], given["Expiration"])
+    assert kept["Filter"] == {"Prefix": f"{StoreSettings().prefix}/"}
+    days = kept["Expiration"]["Days"]
+    assert days * 24 * 3600 >= StoreSettings().object_lifetime_seconds
+    if store_server.kind != "minio":  # which ends uploads by itself
+        name = "AbortIncompleteMultipartUpload"
+        assert kept[name] == given[name]
+
+
+def test_gc_without_a_store_or_with_one_that_is_away_says_so(store_server: S3Server) -> None:
+    done = cli("store", "gc", "--json")
+    assert (done.code, done.json()["error"]["code"]) == (4, "store_not_configured")
+    assert "TUNNELSYNC_STORE_ENDPOINT" in told(done)
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    done = collected(store_server, "p", "--store-endpoint", nowhere)
+    assert done.code == 5
+    assert nowhere in done.err
+    done = collected(store_server, "p", "--store-bucket", "not-made-by-gc")
+    assert done.code == 5
+    assert "no such bucket" in done.err
+    assert collected(store_server, "p", "--older-than", "-1").code == 2
 
 
 def taken(system: System) -> int:

@@ -156,7 +156,7 @@ async def _rows(system: System, folder: Path, tell: Tell) -> list[Row]:
         for dataset in datasets
     ]
     rows: list[Row] = []
-    async with TunnelSync(settings=ClientSettings(router=system.url)) as ts:
+    async with TunnelSync(settings=ClientSettings(router=system.url, retry_for_seconds=0)) as ts:
         for number, (mode, site, dataset) in enumerate(fetches, 1):
             tell(f"{number} of {len(fetches)}: {mode.value} {dataset} from {site.mac}")
             rows.append(await _fetched(ts, system.router, mode, site, dataset, folder / "fetched"))

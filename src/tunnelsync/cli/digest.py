@@ -16,11 +16,20 @@ from tunnelsync.protocol import printable
 @options.json_flag
 def digest(file: str, as_json: bool) -> None:
     """Print the root of FILE: BLAKE3 over the digests of its 4 MiB blocks."""
+    root, size = root_of(file)
+    if as_json:
+        output.success(root=root, file=printable(file)[1:-1], size=size)
+    else:
+        output.line(f"{root}  {output.shown_name(file)}")
+
+
+def root_of(file: str) -> tuple[str, int]:
+    """Read a file, or a pipe, and return its root and its size in bytes."""
     hint = "Give the path of a regular file that you may read."
     try:
         with open(file, "rb") as opened:
             blocks = _Blocks(opened)
-            root = frames.root(blocks.digests())
+            return frames.root(blocks.digests()), blocks.size
     except FileNotFoundError:
         raise NotFound(f"there is no file {printable(file)}", hint=hint) from None
     except IsADirectoryError:
@@ -31,10 +40,6 @@ def digest(file: str, as_json: bool) -> None:
         raise ReadFailed(f"cannot read {printable(file)}: {exc.strerror}", hint=hint) from None
     except ValueError:
         raise NotFound(f"{printable(file)} cannot be the name of a file", hint=hint) from None
-    if as_json:
-        output.success(root=root, file=printable(file)[1:-1], size=blocks.size)
-    else:
-        output.line(f"{root}  {output.shown_name(file)}")
 
 
 class _Blocks:

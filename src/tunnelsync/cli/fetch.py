@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from tunnelsync.cli import options, output, running
-from tunnelsync.client import Fetched, TunnelSync
-from tunnelsync.client.download import Progress
-from tunnelsync.protocol import Mode
+from tunnelsync.client import Fetched, Record, Resume, TunnelSync
+from tunnelsync.client.holdings import Progress
+from tunnelsync.errors import Usage
+from tunnelsync.protocol import Mode, printable
 from tunnelsync.settings import ClientSettings
 
 STDOUT = 1
@@ -24,7 +25,34 @@ def _flags(command: Callable[..., None]) -> Callable[..., None]:
         options.client_flags,
         click.option("-q", "--quiet", is_flag=True, help="say nothing unless it fails"),
         options.json_flag,
-        click.option("--sync", is_flag=True, help="write through to the disk: slower, and safe"),
+        click.option(
+            "--receipt",
+            "receipt_path",
+            metavar="FILE",
+            help="write what happened to FILE as JSON, also when it fails",
+        ),
+        click.option(
+            "--no-sync",
+            is_flag=True,
+            help="do not wait for the disk at the end: faster, but a power cut can cost the file",
+        ),
+        click.option("--restart", is_flag=True, help="drop what an earlier run left, begin anew"),
+        click.option(
+            "--no-resume", is_flag=True, help="neither go on from an earlier run nor leave anything"
+        ),
+        click.option(
+            "--retry-for",
+            "retry_for_seconds",
+            metavar="S",
+            help="wait so long for a line, router or connector that is away "
+            "[TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS; default 120]",
+        ),
+        click.option(
+            "--parallel",
+            metavar="N",
+            help="streams at once, at most 8; 0 chooses by size and line "
+            "[TUNNELSYNC_CLIENT_PARALLEL; default 0]",
+        ),
         click.option("--force", is_flag=True, help="replace a file that is there"),
         click.option(
             "-o",
@@ -80,30 +108,66 @@ def _run(
     dataset: str,
     path: str | None,
     force: bool,
-    sync: bool,
+    no_resume: bool,
+    restart: bool,
+    no_sync: bool,
+    receipt_path: str | None,
     as_json: bool,
     quiet: bool,
     **flags: Any,
 ) -> None:
     if path == "-" and as_json:
         raise click.UsageError("--json and -o - both want standard output")
+    if no_resume and restart:
+        raise click.UsageError("--no-resume and --restart exclude each other")
+    resume = Resume.NO if no_resume else Resume.RESTART if restart else Resume.YES
     settings = options.with_token(options.load(ClientSettings, flags), flags)
     show = not quiet and not as_json and sys.stderr.isatty()
+    record = Record(None if quiet or as_json else output.say)
 
     async def work() -> Fetched:
         async with TunnelSync(settings=settings) as ts:
             with _progress(dataset) if show else _silence() as progress:
                 if path == "-":
-                    return await ts.write_to(mac, dataset, STDOUT, mode=mode, progress=progress)
+                    return await ts.write_to(
+                        mac, dataset, STDOUT, mode=mode, progress=progress, record=record
+                    )
                 return await ts.fetch(
-                    mac, dataset, path, mode=mode, force=force, sync=sync, progress=progress
+                    mac,
+                    dataset,
+                    path,
+                    mode=mode,
+                    force=force,
+                    resume=resume,
+                    sync=not no_sync,
+                    progress=progress,
+                    record=record,
                 )
 
-    fetched = running.run(work())
+    with _receipt(receipt_path, record):
+        fetched = running.run(work())
     if as_json:
         output.success(**_members(fetched))
     elif not quiet:
         output.say(_summary(fetched))
+
+
+@contextmanager
+def _receipt(path: str | None, record: Record) -> Iterator[None]:
+    """Write the receipt of a fetch, however it ends; but not of one that was never asked for."""
+    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+        raise Usage(
+            f"there is no folder for the receipt {printable(path)}", hint="Create it first."
+        )
+    ended: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        if path is not None and record.asked is not None:
+            output.save(path, record.receipt(ended))
 
 
 def _summary(fetched: Fetched) -> str:
@@ -113,6 +177,9 @@ def _summary(fetched: Fetched) -> str:
         [
             f"{output.shown_name(name)}: {fetched.bytes:,} bytes in {fetched.seconds:.2f} s",
             f"{fetched.megabytes_per_second:,.0f} MB/s",
+            *([f"{fetched.resumed_bytes:,} from before"] if fetched.resumed_bytes else []),
+            *([f"{fetched.repaired_blocks} repaired"] if fetched.repaired_blocks else []),
+            *([f"{fetched.retries} retries"] if fetched.retries else []),
             *([f"first byte {first * 1000:.0f} ms"] if first is not None else []),
             fetched.mode_used,
             f"verified {fetched.root}",

@@ -114,6 +114,18 @@ def success(**values: Any) -> None:
     json({"status": "success", **values})
 
 
+def save(path: str, message: object) -> None:
+    """Write a message as JSON into a file, which holds all of it or is what it was before."""
+    fresh = f"{path}.new"
+    try:
+        with open(fresh, "wb") as file:
+            file.write(wire.dumps(message) + b"\n")
+        os.replace(fresh, path)
+    except (OSError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "that cannot be the name of a file"
+        raise WriteFailed(f"cannot write {printable(path)}: {why}") from None
+
+
 def plain(message: object) -> dict[str, Any]:
     """Return the members of a message for `success`, without those that are None."""
     return wire.loads(wire.dumps(message))

@@ -1,9 +1,11 @@
 """The client: asks a router for datasets, and gets them whole and verified.
 
-``api`` is what others use; each mode has a file of its own that yields the same `Incoming`, so
-that ``download`` knows nothing of modes.
+``api`` is what others use; each mode is a `Way` in a file of its own, so that ``download`` knows
+nothing of modes.
 """
 
-from tunnelsync.client.api import ConnectorEntry, Fetched, TunnelSync
+from tunnelsync.client.api import ConnectorEntry, TunnelSync
+from tunnelsync.client.part import Resume
+from tunnelsync.client.record import Fetched, FetchReceipt, Record
 
-__all__ = ["ConnectorEntry", "Fetched", "TunnelSync"]
+__all__ = ["ConnectorEntry", "FetchReceipt", "Fetched", "Record", "Resume", "TunnelSync"]

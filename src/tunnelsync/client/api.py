@@ -1,9 +1,8 @@
 """`TunnelSync`: the Python API of the client. The command line does nothing that is not here."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +10,21 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from tunnelsync.client import auto, buffer, offload, receipts, stream
-from tunnelsync.client.download import FileThread, Progress, download
-from tunnelsync.client.incoming import Incoming, Proof, etag_of, number_of, size_of
+from tunnelsync.client import receipts
+from tunnelsync.client.auto import Auto
+from tunnelsync.client.buffer import Buffer
+from tunnelsync.client.download import Download
+from tunnelsync.client.holdings import Progress
+from tunnelsync.client.incoming import WHOLE, Way, etag_of, number_of, prove, size_of
+from tunnelsync.client.journal import Origin
 from tunnelsync.client.link import Link
-from tunnelsync.client.target import Descriptor, PartFile, Sink, resolve
-from tunnelsync.errors import BadSetting, ProtocolError
+from tunnelsync.client.offload import Offload
+from tunnelsync.client.part import PartFile, Resume
+from tunnelsync.client.record import Asked, Fetched, Record
+from tunnelsync.client.stream import Stream
+from tunnelsync.client.target import Descriptor, Sink, resolve
+from tunnelsync.client.thread import FileThread
+from tunnelsync.errors import BadSetting, BrokenOff, ProtocolError
 from tunnelsync.identity import Mac, mac_address
 from tunnelsync.protocol import (
     H_MODIFIED,
@@ -28,11 +36,10 @@ from tunnelsync.protocol import (
 )
 from tunnelsync.settings import ClientSettings, Secret
 
-MODES: Mapping[Mode, Callable[[Link, Mac, str], AbstractAsyncContextManager[Incoming]]] = {
-    Mode.BUFFER: buffer.opened,
-    Mode.STREAM: stream.opened,
-    Mode.OFFLOAD: offload.opened,
-    Mode.AUTO: auto.opened,
+WAYS: Mapping[Mode, Callable[[Link, Mac, str], Way]] = {
+    Mode.BUFFER: Buffer,
+    Mode.STREAM: Stream,
+    Mode.OFFLOAD: Offload,
 }
 PAGE_ENTRIES = 1000
 """The most that a router gives at once; a long folder comes in several pages."""
@@ -40,33 +47,6 @@ WAIT_ONCE_SECONDS = 30.0
 """One request for a receipt waits no longer than this, below what proxies cut."""
 WAIT_AGAIN_SECONDS = 0.25
 """The least time between two requests for one receipt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What `TunnelSync.fetch` brought: every byte of it is verified.
-
-    ``mode`` is the one asked for, ``mode_used`` the one that brought it; ``path`` is None where
-    it went to a descriptor. Times in seconds from the call; ``first_byte_seconds`` is None for
-    an empty dataset whose bytes never came.
-    """
-
-    request_id: str
-    mac: Mac
-    dataset: str
-    mode: Mode
-    mode_used: Mode
-    path: Path | None
-    bytes: int
-    seconds: float
-    first_byte_seconds: float | None
-    root: str
-    etag: str
-
-    @property
-    def megabytes_per_second(self) -> float:
-        """The rate from the call to the end, in 10**6 bytes per second."""
-        return self.bytes / 1e6 / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +111,34 @@ class TunnelSync:
         *,
         mode: Mode = Mode.AUTO,
         force: bool = False,
-        sync: bool = False,
+        resume: Resume = Resume.YES,
+        sync: bool = True,
         progress: Progress | None = None,
+        record: Record | None = None,
     ) -> Fetched:
         """Bring a dataset into a file, which appears whole and verified or not at all.
 
-        Without ``path``, or with a folder as one, the file has the dataset's base name. Raises
-        `TargetExists` before anything is asked for, unless ``force``; `TargetBusy` while another
-        process writes it; `WriteFailed`. ``sync`` writes it through to the disk.
+        Without ``path``, or with a folder as one, the file has the dataset's base name. What an
+        earlier run has left is gone on with, and what this one verifies before an error stays for
+        the next, as ``resume`` says. Trouble that can pass is waited out for
+        ``retry_for_seconds``. ``sync`` makes the file last through a power cut from the moment it
+        appears. ``record`` is told what happens, and gives the receipt, after an error too.
+
+        Raises `TargetExists` before anything is asked for, unless ``force``; `TargetBusy` while
+        another process writes it; `WriteFailed`; `VerificationFailed`, which names the block.
         """
         mac, dataset = _checked(mac, dataset)
+        record = self._record(record, mac, dataset, mode)
         target = resolve(path, dataset, force=force)
-        part = PartFile(target, force=force, sync=sync)
-        return await self._fetch(mac, dataset, Mode(mode), part, target, progress)
+        part = PartFile(
+            target,
+            force=force,
+            sync=sync,
+            origin=None if resume is Resume.NO else Origin(str(self._link.router), mac, dataset),
+            restart=resume is Resume.RESTART,
+            journal_bytes=self._settings.journal_bytes,
+        )
+        return await self._fetch(record, part, target, progress)
 
     async def write_to(
         self,
@@ -153,61 +148,57 @@ class TunnelSync:
         *,
         mode: Mode = Mode.AUTO,
         progress: Progress | None = None,
+        record: Record | None = None,
     ) -> Fetched:
         """Write a dataset to an open descriptor, each block once it is verified.
 
         After an error what was written is a true beginning of the dataset.
         """
         mac, dataset = _checked(mac, dataset)
-        return await self._fetch(mac, dataset, Mode(mode), Descriptor(descriptor), None, progress)
+        record = self._record(record, mac, dataset, mode)
+        return await self._fetch(record, Descriptor(descriptor), None, progress)
 
     async def _fetch(
-        self,
-        mac: Mac,
-        dataset: str,
-        mode: Mode,
-        sink: Sink,
-        path: Path | None,
-        progress: Progress | None,
+        self, record: Record, sink: Sink, path: Path | None, progress: Progress | None
     ) -> Fetched:
-        began = time.perf_counter()
-        incoming, root = await download(
-            MODES[mode](self._link, mac, dataset),
-            sink,
-            blocks_in_hand=self._settings.blocks_in_hand,
-            progress=progress,
-        )
-        first = incoming.first_byte_at
-        return Fetched(
-            request_id=incoming.request_id,
-            mac=mac,
-            dataset=dataset,
-            mode=mode,
-            mode_used=incoming.mode,
-            path=path,
-            bytes=incoming.size,
-            seconds=time.perf_counter() - began,
-            first_byte_seconds=None if first is None else first - began,
-            root=root,
-            etag=incoming.etag,
-        )
+        asked = record.asked
+        assert asked is not None
+        way = self._way(asked.mode, asked.mac, asked.dataset, record)
+        await Download(way, sink, self._settings, record, progress).run()
+        return record.fetched(path)
+
+    def _record(self, record: Record | None, mac: Mac, dataset: str, mode: Mode) -> Record:
+        record = Record() if record is None else record
+        record.ask(Asked(str(self._link.router), mac, dataset, Mode(mode)))
+        return record
+
+    def _way(self, mode: Mode, mac: Mac, dataset: str, record: Record) -> Way:
+        if mode is Mode.AUTO:
+            return Auto(self._link, mac, dataset, record.note)
+        return WAYS[mode](self._link, mac, dataset)
 
     async def blocks(
         self, mac: str, dataset: str, *, mode: Mode = Mode.AUTO
     ) -> AsyncIterator[bytes]:
         """Yield a dataset's blocks in order (4 MiB, the last one shorter), each verified.
 
-        Only the end of the iteration says that they were all: it raises if any is missing.
+        Only the end of the iteration says that they were all: it raises if any is missing. It
+        asks once, and tries nothing again.
         """
         mac, dataset = _checked(mac, dataset)
         thread = FileThread()
         try:
-            async with MODES[Mode(mode)](self._link, mac, dataset) as incoming:
-                proof = Proof(incoming.size)
-                async for claim in incoming.claims:
-                    parts = await thread.call(partial(proof.take, claim))
-                    yield b"".join(parts)
-                proof.finish()
+            async with (
+                self._way(Mode(mode), mac, dataset, Record()).opened(WHOLE) as incoming,
+                aclosing(incoming.claims) as claims,
+            ):
+                size, done = incoming.version.size, 0
+                async for claim in claims:
+                    parts = await thread.call(partial(prove, claim, size))
+                    yield (block := b"".join(parts))
+                    done += len(block)
+                if done < size:
+                    raise BrokenOff(f"{done} of {size} bytes came")
         finally:
             thread.close()
 

@@ -8,6 +8,7 @@ straight from the socket, without aiohttp's parser and its copies, where nothing
 import asyncio
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from tunnelsync.errors import BrokenOff, ProtocolError, Stalled
 DIRECT_FROM_BYTES = 4 * 1024 * 1024
 """Below so many bytes left, a connection that can be used again is worth more."""
 DIRECT_READ_BYTES = 1024 * 1024
+TCP_RTT_AT = 68
+"""Where ``tcpi_rtt``, in microseconds, stands in Linux's ``struct tcp_info``."""
 
 
 class Body:
@@ -60,6 +63,21 @@ class Body:
         if data and self.first_byte_at is None:
             self.first_byte_at = time.perf_counter()
         return data
+
+    @property
+    def round_trip_seconds(self) -> float:
+        """The round trip to the other end of the connection, by the kernel; 0 if not known."""
+        connection = self._response.connection
+        transport = connection.transport if connection else None
+        found = transport.get_extra_info("socket") if transport else None
+        if found is None or not hasattr(socket, "TCP_INFO"):
+            return 0.0
+        try:
+            info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_RTT_AT + 4)
+        except OSError:
+            return 0.0
+        micros = int.from_bytes(info[TCP_RTT_AT:], sys.byteorder) if len(info) > TCP_RTT_AT else 0
+        return micros / 1e6
 
     async def peek(self) -> None:
         """Wait for the first byte, which the next `read` returns."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import binascii
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 from tunnelsync import frames
-from tunnelsync.client.incoming import Incoming, request_id_of
+from tunnelsync.client.incoming import Incoming, Part, request_id_of
+from tunnelsync.client.journal import Version
 from tunnelsync.client.link import Link, decode
 from tunnelsync.errors import ProtocolError, VerificationFailed
 from tunnelsync.frames import BLOCK_BYTES, Claimed
@@ -14,24 +16,37 @@ from tunnelsync.identity import Mac
 from tunnelsync.protocol import BufferAnswer, DatasetRequest, Mode
 
 
-@asynccontextmanager
-async def opened(link: Link, mac: Mac, dataset: str) -> AsyncIterator[Incoming]:
-    """Ask for a dataset in mode buffer. Raises `VerificationFailed` if the answer contradicts
-    itself, `ProtocolError` if it is not understood."""
-    request = DatasetRequest(mac, dataset)
-    async with link.request("POST", "datasets/request-sync", request) as response:
-        body = link.body(response)
-        text = await body.whole(link.settings.json_bytes)
-        answer, blocks = await asyncio.to_thread(parse, text)
-        yield Incoming(
-            request_id=request_id_of(response),
-            mode=Mode.BUFFER,
-            size=answer.size,
-            etag=answer.etag,
-            modified_ns=answer.modified_ns,
-            claims=_each(blocks),
-            body=body,
-        )
+class Buffer:
+    """The way in one JSON, which is always whole."""
+
+    in_parts: ClassVar[bool] = False
+
+    def __init__(self, link: Link, mac: Mac, dataset: str) -> None:
+        self._link = link
+        self._mac = mac
+        self._dataset = dataset
+
+    @asynccontextmanager
+    async def opened(self, part: Part) -> AsyncIterator[Incoming]:
+        """Ask for the dataset, and give the part of it. Raises `VerificationFailed` if the answer
+        contradicts itself, `ProtocolError` if it is not understood."""
+        link = self._link
+        request = DatasetRequest(self._mac, self._dataset, if_match=part.if_match)
+        async with link.request("POST", "datasets/request-sync", request) as response:
+            body = link.body(response)
+            text = await body.whole(link.settings.json_bytes)
+            answer, blocks = await asyncio.to_thread(parse, text)
+            end = None if part.count is None else part.first + part.count
+            yield Incoming(
+                request_id=request_id_of(response),
+                mode=Mode.BUFFER,
+                version=Version(answer.size, answer.etag, answer.modified_ns),
+                claims=_each(blocks[part.first : end]),
+                body=body,
+            )
+
+    def distrust(self, why: str) -> None:
+        """There is no other."""
 
 
 def parse(text: bytes) -> tuple[BufferAnswer, tuple[Claimed, ...]]:
@@ -63,6 +78,6 @@ def _data(answer: BufferAnswer) -> bytes:
         raise ProtocolError("the answer's data is not base64") from None
 
 
-async def _each(blocks: Iterable[Claimed]) -> AsyncIterator[Claimed]:
+async def _each(blocks: Iterable[Claimed]) -> AsyncGenerator[Claimed, None]:
     for block in blocks:
         yield block

@@ -1,107 +1,218 @@
-"""Blocks from any mode into a sink: proven, written, and never kept when something is wrong.
+"""A dataset into a sink: whatever is missing is fetched, and fetched again, until nothing is.
 
-One thread of its own proves and writes, while the loop goes on receiving; so many blocks wait
-between the two as ``blocks_in_hand`` says.
+Each worker takes a span of missing blocks, opens the way for it, and brings what comes. A break, a
+block that came wrong, a resume and parallel streams are all the same here: blocks still missing.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
-from functools import partial
-from typing import TypeVar
+from contextlib import aclosing
 
-from tunnelsync.client.incoming import Incoming, Proof
+from tunnelsync.client.holdings import Holdings, Progress
+from tunnelsync.client.incoming import Incoming, Part, Way
+from tunnelsync.client.patience import Patience
+from tunnelsync.client.plan import Span
+from tunnelsync.client.record import Record, Transfer
 from tunnelsync.client.target import Sink
-from tunnelsync.frames import Claimed
-
-Result = TypeVar("Result")
-Progress = Callable[[int, int | None], None]
-"""Called on the loop with the bytes that are proven and written, and the size, in bytes."""
-
-
-class FileThread:
-    """One thread for one file: what is called in it runs in the order of the calls."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tunnelsync-file")
-
-    def call(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
-        """Run a function in the thread."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, function)
-
-    def close(self) -> None:
-        """Let the thread end; does not wait for it."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+from tunnelsync.errors import (
+    DatasetChanged,
+    PreconditionFailed,
+    ProtocolError,
+    TunnelSyncError,
+    VerificationFailed,
+)
+from tunnelsync.frames import BLOCK_BYTES, Claimed
+from tunnelsync.settings import ClientSettings
 
 
-async def download(
-    opened: AbstractAsyncContextManager[Incoming],
-    sink: Sink,
-    *,
-    blocks_in_hand: int,
-    progress: Progress | None,
-) -> tuple[Incoming, str]:
-    """Bring a dataset into a sink, and return what came and its root.
+class Download:
+    """One dataset on its way into one sink, by as many streams and tries as it takes."""
 
-    The sink is opened before the request is sent, and holds nothing after an error or a
-    cancellation. Raises what the mode, the proof or the sink raises.
-    """
-    thread = FileThread()
-    try:
-        await thread.call(sink.open)
-        async with opened as incoming:
-            root = await _receive(incoming, sink, thread, blocks_in_hand, progress)
-            await thread.call(partial(sink.publish, incoming.modified_ns))
-        return incoming, root
-    finally:
-        if sink.leaves_traces:
-            await asyncio.shield(thread.call(sink.discard))
-        thread.close()
+    def __init__(
+        self,
+        way: Way,
+        sink: Sink,
+        settings: ClientSettings,
+        record: Record,
+        progress: Progress | None = None,
+    ) -> None:
+        self._way = way
+        self._settings = settings
+        self._record = record
+        self._here = Holdings(sink, settings, record, progress)
+        self._patience = Patience(settings, asyncio.get_running_loop().time)
+        self._workers: asyncio.TaskGroup
 
+    async def run(self) -> None:
+        """Bring it all and publish it.
 
-async def _receive(
-    incoming: Incoming,
-    sink: Sink,
-    thread: FileThread,
-    blocks_in_hand: int,
-    progress: Progress | None,
-) -> str:
-    writer = _Writer(incoming.size, sink)
-    in_hand: deque[asyncio.Future[int]] = deque()
+        Raises the error that stands: of the way, of the proof, or of the sink. What was verified
+        until then stays for another run, where the sink keeps it.
+        """
+        keep = True
+        try:
+            await self._here.open()
+            try:
+                await self._bring()
+            except PreconditionFailed as error:
+                self._start_over(error)
+                await self._bring()
+            await self._here.publish()
+        except DatasetChanged:
+            keep = False
+            raise
+        finally:
+            await asyncio.shield(self._here.close(keep=keep))
 
-    async def oldest() -> None:
-        done = await in_hand.popleft()
-        if progress:
-            progress(done, incoming.size)
+    def _start_over(self, error: PreconditionFailed) -> None:
+        """Forget what an earlier run left, if that is why the dataset's version was wrong."""
+        if self._here.begun:
+            raise DatasetChanged("the dataset changed before all of it had come") from None
+        if self._here.version is None:
+            raise error
+        self._record.note("the dataset has changed since: starting over")
+        self._here.forget()
 
-    try:
-        async for claim in incoming.claims:
-            in_hand.append(thread.call(partial(writer.take, claim)))
-            while len(in_hand) >= max(1, blocks_in_hand):
-                await oldest()
-        while in_hand:
-            await oldest()
-    finally:
-        for future in in_hand:
-            if not future.cancel() and not future.cancelled():
-                future.exception()  # the first error is the one that is told
-    return writer.proof.finish()
+    async def _bring(self) -> None:
+        """Run the first worker, which lets others join it, until nothing is missing."""
+        syncing = asyncio.create_task(self._here.keep_syncing())
+        try:
+            async with asyncio.TaskGroup() as self._workers:
+                self._workers.create_task(self._work())
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            syncing.cancel()
+            (failed,) = await asyncio.gather(syncing, return_exceptions=True)
+        if isinstance(failed, TunnelSyncError):
+            raise failed
 
+    async def _work(self, span: Span | None = None) -> None:
+        """Bring one span after the other, until none is left."""
+        here, plan = self._here, self._here.plan
+        while (span := span or plan.take()) is not None:
+            try:
+                await self._receive(span)
+            except VerificationFailed as error:
+                if here.given_up or here.gone_out(span.next):
+                    raise
+                here.flaw(span.next, error.message)
+            except TunnelSyncError as error:
+                await self._wait(error)
+                if here.begun and not plan.missing:
+                    # Its end has not come, and without one nothing ends well.
+                    plan.drop(span.next - 1)
+            finally:
+                plan.release(span)
+                span = None
 
-class _Writer:
-    """Proves and writes in the thread; after one failure nothing more is written."""
+    async def _wait(self, error: TunnelSyncError) -> None:
+        """Wait before another try, or raise the error."""
+        pause = self._patience.pause(error)
+        if pause is None or self._here.plan.count == 0:
+            raise error
+        self._record.retries += 1
+        self._record.note(f"{error.message}; trying again in {pause:.1f} s")
+        await asyncio.sleep(pause)
 
-    def __init__(self, size_bytes: int, sink: Sink) -> None:
-        self.proof = Proof(size_bytes)
-        self._sink = sink
-        self._stopped = False
+    async def _receive(self, span: Span) -> None:
+        """Bring a span by one transfer, or as much of it as comes."""
+        here = self._here
+        whole = span.end is None or span.end == here.plan.count
+        part = Part(
+            first=span.next,
+            count=None if whole else (span.end or 0) - span.next,
+            if_match=here.version.etag if here.version else None,
+        )
+        with self._record.transfer(part) as transfer:
+            async with self._way.opened(part) as incoming:
+                self._record.answered(transfer, incoming)
+                await self._begin(incoming)
+                try:
+                    await self._take_all(incoming, span, transfer)
+                except TunnelSyncError as error:
+                    self._way.distrust(error.message)
+                    raise
+                finally:
+                    self._record.first_byte(transfer, incoming.first_byte_at)
 
-    def take(self, claim: Claimed) -> int:
-        """Prove and write a block, and return the bytes written so far."""
-        if not self._stopped:
-            self._stopped = True
-            self._sink.write(self.proof.take(claim))
-            self._stopped = False
-        return self.proof.bytes
+    async def _begin(self, incoming: Incoming) -> None:
+        """See that it is the version that the other blocks are of; the first answer decides."""
+        here, version = self._here, incoming.version
+        same = here.version is None or here.version.same(version)
+        if here.begun:
+            if not same:
+                raise DatasetChanged("the dataset has another version than a moment ago")
+            return
+        if not same:
+            raise PreconditionFailed("the dataset is another version now")
+        await here.begin(version)
+        if self._way.in_parts and not here.ordered:
+            # All are cut before any is asked for, so that each asks for no more than its own.
+            spans = [here.plan.take() for _ in range(self._streams(incoming) - 1)]
+            for span in filter(None, spans):
+                self._workers.create_task(self._work(span))
+
+    def _streams(self, incoming: Incoming) -> int:
+        """Return how many streams are worth while: as asked for, or by the length of the line."""
+        settings, missing = self._settings, self._here.plan.missing * BLOCK_BYTES
+        asked = settings.parallel
+        if not asked and incoming.body and missing >= settings.parallel_from_bytes:
+            long = incoming.body.round_trip_seconds >= settings.parallel_round_trip_seconds
+            asked = settings.parallel_on_long_lines if long else 1
+        return max(1, min(asked, settings.parallel_most, missing // settings.parallel_least_bytes))
+
+    async def _take_all(self, incoming: Incoming, span: Span, transfer: Transfer) -> None:
+        """Take the blocks of a span as they come, a few of them in hand at a time."""
+        here, in_hand = self._here, deque[tuple[Claimed, asyncio.Future[bool]]]()
+        usable = True
+
+        async def oldest() -> bool:
+            claim, right = in_hand[0]
+            found = await right
+            in_hand.popleft()
+            span.start = claim.index + 1
+            return self._taken(claim, right=found)
+
+        try:
+            async with aclosing(incoming.claims) as claims:
+                async for claim in claims:
+                    if claim.index >= (here.plan.count or 0):
+                        raise here.give_up("more came than was announced")
+                    if span.end is not None and claim.index >= span.end:
+                        break  # from here on it is another stream's
+                    transfer.count(claim)
+                    span.next = claim.index + 1
+                    in_hand.append((claim, here.put(claim)))
+                    while len(in_hand) >= max(1, self._settings.blocks_in_hand):
+                        if not await oldest():
+                            return
+            while in_hand and await oldest():
+                pass
+        except ProtocolError as error:
+            # In the middle of a stream that is a bit that flipped in the head of a frame.
+            raise VerificationFailed(error.message) from None
+        except VerificationFailed:
+            if here.given_up:
+                raise
+            # The stream as a whole is not what was sent, and any block of it may be the wrong one.
+            for index in range(transfer.first_block, span.next):
+                here.plan.drop(index)
+            span.next, usable = transfer.first_block, False
+            raise
+        finally:
+            # After a break, what is on its way to the disk counts; the break is what is told.
+            results = await asyncio.gather(*(one for _, one in in_hand), return_exceptions=True)
+            for (claim, _), result in zip(in_hand, results, strict=True):
+                if usable and result is True:
+                    here.settle(claim)
+
+    def _taken(self, claim: Claimed, *, right: bool) -> bool:
+        """Note what became of a block; False if nothing that follows it can be used."""
+        if right:
+            self._here.settle(claim)
+            self._patience.renew()
+            return True
+        self._here.flaw(claim.index, why := "it does not match its digest")
+        self._way.distrust(why)
+        return not self._here.ordered

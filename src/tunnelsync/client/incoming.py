@@ -1,36 +1,61 @@
-"""A dataset on its way in, whichever mode brings it: what it claims to be, and its blocks.
+"""A dataset on its way in, whichever mode brings it: what is asked for, what comes, and its proof.
 
-Each mode yields one `Incoming`; the blocks in it are claims, and `Proof` is the one place where
-a claim becomes bytes that may be handed on.
+Each mode is a `Way`, which opens a `Part` of a dataset as one `Incoming`. The blocks in it are
+claims, and `prove` is the one place where a claim becomes bytes that may be handed on.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from aiohttp import ClientResponse
-from blake3 import blake3
 
 from tunnelsync import protocol
 from tunnelsync.client.body import Body
-from tunnelsync.errors import BrokenOff, ProtocolError, VerificationFailed
-from tunnelsync.frames import BLOCK_BYTES, ROOT_PREFIX, Claimed
+from tunnelsync.client.journal import Version
+from tunnelsync.errors import ProtocolError, VerificationFailed
+from tunnelsync.frames import BLOCK_BYTES, Claimed
 from tunnelsync.protocol import Mode
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """An answer that has begun. ``mode`` is the one used; ``size`` in bytes.
+class Part:
+    """What to ask for: blocks from ``first`` on, to the end if ``count`` is None.
 
-    ``claims`` gives the blocks in order, unproven, and ends only when the mode has seen a
-    clean end; it raises the error of the sender, or `BrokenOff`.
+    ``if_match`` is the etag of the version that it must be; None takes any.
+    """
+
+    first: int = 0
+    count: int | None = None
+    if_match: str | None = None
+
+    @property
+    def offset(self) -> int:
+        """Where the part begins, in bytes."""
+        return self.first * BLOCK_BYTES
+
+    @property
+    def length(self) -> int | None:
+        """Its length in bytes, where it does not go to the end."""
+        return None if self.count is None else self.count * BLOCK_BYTES
+
+
+WHOLE = Part()
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """An answer that has begun. ``mode`` is the one used.
+
+    ``claims`` gives the blocks of the part in order, unproven, and ends only when the mode has
+    seen a clean end; it raises the error of the sender, or `BrokenOff`.
     """
 
     request_id: str
     mode: Mode
-    size: int
-    etag: str
-    modified_ns: int
-    claims: AsyncIterator[Claimed]
+    version: Version
+    claims: AsyncGenerator[Claimed, None]
     body: Body | None
 
     @property
@@ -39,33 +64,30 @@ class Incoming:
         return self.body.first_byte_at if self.body else None
 
 
-class Proof:
-    """Proves blocks one after the other, and knows what they make together; not thread-safe."""
+class Way(Protocol):
+    """One mode's way to one dataset. ``in_parts`` says that a part costs no more than itself."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self._expected = size_bytes
-        self._digests = blake3()
-        self.bytes = 0
+    in_parts: ClassVar[bool]
 
-    def take(self, claim: Claimed) -> tuple[bytes, ...]:
-        """Return the parts of the next block; raise `VerificationFailed` if they are not right."""
-        size = sum(map(len, claim.parts))
-        left = self._expected - self.bytes
-        if size > left:
-            raise VerificationFailed(f"more came than the {self._expected} bytes announced")
-        parts = claim.verified()
-        if size != min(BLOCK_BYTES, left):
-            # Blocks cut elsewhere would give a root that the file does not have.
-            raise VerificationFailed(f"block {claim.index} is of {size} bytes, and not whole")
-        self._digests.update(claim.digest)
-        self.bytes += size
-        return parts
+    def opened(self, part: Part) -> AbstractAsyncContextManager[Incoming]:
+        """Ask for a part, which may be done several times at once.
 
-    def finish(self) -> str:
-        """Return the root; raise `BrokenOff` if bytes are missing."""
-        if self.bytes < self._expected:
-            raise BrokenOff(f"{self.bytes} of {self._expected} bytes came")
-        return ROOT_PREFIX + self._digests.hexdigest()
+        Raises the router's error, or what the way there raises, before the first byte.
+        """
+
+    def distrust(self, why: str) -> None:
+        """What came was wrong or broke off: come another way next time, if there is one."""
+
+
+def prove(claim: Claimed, size_bytes: int) -> tuple[bytes, ...]:
+    """Return the parts of a block of a dataset of this size, if its digest is right.
+
+    Raises `VerificationFailed` if it is not, or if the block is cut elsewhere than blocks are.
+    """
+    size = sum(map(len, claim.parts))
+    if size != min(BLOCK_BYTES, size_bytes - claim.index * BLOCK_BYTES):
+        raise VerificationFailed(f"block {claim.index} is of {size} bytes, and not whole")
+    return claim.verified()
 
 
 def request_id_of(response: ClientResponse) -> str:

@@ -5,12 +5,12 @@ above deal with datasets alone.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote
 
-import aiohttp
 from aiohttp import (
     ClientResponse,
     ClientSession,
@@ -23,18 +23,34 @@ from tunnelsync.client.body import Body
 from tunnelsync.dial import CONNECTION_ERRORS, authorization, http_session, proxy_for, reason
 from tunnelsync.errors import (
     BadRequest,
+    NotARouter,
     ProtocolError,
     RouterUnreachable,
     TimedOut,
+    TransferUnknown,
     TunnelSyncError,
 )
 from tunnelsync.settings import ClientSettings
 
 Answer = TypeVar("Answer")
 
+ASK_SECONDS = 25.0
+"""No request of ours is silent for longer: proxies such as nginx cut it at 60 s."""
+TELL_SECONDS = 5.0
+"""The same, where somebody is told how it goes."""
+WAIT_AGAIN_SECONDS = 0.25
+"""The least time between two requests for one receipt."""
+CANCEL_SECONDS = 2.0
+"""What the router gets to hear that nobody waits any more."""
+NO_HEADERS: Mapping[str, str] = {}
+PREFER = {"Prefer": f"respond-async, wait={ASK_SECONDS:g}"}
+"""RFC 7240: an answer that takes longer than that is asked for by its receipt."""
+
 
 class Link:
     """An HTTP client for one router; open it with ``async with``.
+
+    An answer that takes long is not waited for in silence, which a proxy would cut.
 
     Raises `BadSetting` or `PlaintextRefused` for an address or token that it cannot use.
     """
@@ -45,6 +61,8 @@ class Link:
         self._headers = authorization(settings.token)
         self._stack = AsyncExitStack()
         self._session: ClientSession | None = None
+        self.waiting: Callable[[protocol.Receipt], None] | None = None
+        """Hears each receipt while an answer takes long: in line, or how many bytes so far."""
 
     async def __aenter__(self) -> Self:
         self._session = await self._stack.enter_async_context(session_for(self.settings))
@@ -67,32 +85,84 @@ class Link:
         ``path`` is encoded and begins behind the router's ``/``; ``message`` becomes the JSON
         body. Raises the router's own error, `RouterUnreachable`, or `TimedOut`.
         """
+        until = asyncio.get_running_loop().time() + self.settings.answer_seconds
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout_at(until):
+                    yielded = await self._answered(stack, method, path, message)
+            except TimeoutError:
+                waited = f"{self.settings.answer_seconds:g} s"
+                raise TimedOut(f"the router did not answer within {waited}") from None
+            yield yielded
+
+    async def _answered(
+        self, stack: AsyncExitStack, method: str, path: str, message: object
+    ) -> ClientResponse:
+        """Return the answer, at once or when a transfer that was answered 202 has one."""
+        if not isinstance(message, protocol.DatasetRequest):
+            return await self._sent(stack, method, path, message)
+        async with AsyncExitStack() as first:
+            response = await self._sent(first, method, path, message, PREFER)
+            if response.status != 202:
+                stack.push_async_exit(first.pop_all())
+                return response
+            told = await self.body(response).whole(self.settings.message_bytes)
+        receipt = decode(protocol.Receipt, told)
+        path = f"transfers/{quote(receipt.request_id, safe='')}"
+        try:
+            await self._ready(path, receipt)
+            return await self._sent(stack, "GET", f"{path}/result")
+        except TransferUnknown:
+            raise RouterUnreachable("the router no longer knows the transfer: restarted?") from None
+        except asyncio.CancelledError:
+            await self._cancelled(path)
+            raise
+
+    async def _ready(self, path: str, receipt: protocol.Receipt) -> None:
+        """Ask for a receipt until the answer is ready, or the transfer has ended without one."""
+        loop = asyncio.get_running_loop()
+        while receipt.result is None and receipt.outcome is None:
+            if self.waiting is not None:
+                self.waiting(receipt)
+            again = loop.time() + WAIT_AGAIN_SECONDS
+            wait = ASK_SECONDS if self.waiting is None else TELL_SECONDS
+            receipt = await self.ask(protocol.Receipt, "GET", f"{path}?wait={wait:g}")
+            if receipt.result is None:
+                await asyncio.sleep(again - loop.time())
+
+    async def _cancelled(self, path: str) -> None:
+        """End a transfer that we no longer wait for, if the router hears it soon."""
+        with suppress(TunnelSyncError, TimeoutError):
+            async with asyncio.timeout(CANCEL_SECONDS), self.request("DELETE", path):
+                pass
+
+    async def _sent(
+        self,
+        stack: AsyncExitStack,
+        method: str,
+        path: str,
+        message: object = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> ClientResponse:
+        """Send one request and return its answer, if it is a success; ``stack`` closes it."""
         assert self._session is not None, "the link is not open"
         url = URL(f"{self.router}{path}", encoded=True)
         body = None if message is None else wire.dumps(message)
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(self.settings.answer_seconds):
-                    response = await stack.enter_async_context(
-                        self._session.request(
-                            method,
-                            url,
-                            data=body,
-                            headers=self._headers | _json_header(body),
-                            allow_redirects=False,
-                            **proxy_for(url),
-                        )
-                    )
-            except TimeoutError as exc:
-                if isinstance(exc, aiohttp.ClientError):
-                    raise self._unreachable(exc) from None
-                waited = f"{self.settings.answer_seconds:g} s"
-                raise TimedOut(f"the router did not answer within {waited}") from None
-            except CONNECTION_ERRORS as exc:
-                raise self._unreachable(exc) from None
-            if response.status >= 300:
-                raise await self._problem(response)
-            yield response
+        sending = self._session.request(
+            method,
+            url,
+            data=body,
+            headers={**self._headers, **_json_header(body), **headers},
+            allow_redirects=False,
+            **proxy_for(url),
+        )
+        try:
+            response = await stack.enter_async_context(sending)
+        except CONNECTION_ERRORS as exc:
+            raise self._unreachable(exc) from None
+        if response.status >= 300:
+            raise await self._problem(response)
+        return response
 
     async def ask(self, kind: type[Answer], method: str, path: str) -> Answer:
         """Send a request and return its small JSON answer."""
@@ -116,14 +186,33 @@ class Link:
         except BadRequest:
             value = {}
         if isinstance(value.get("error"), dict):
-            return TunnelSyncError.from_wire(value["error"])
-        if "code" in value:
-            return TunnelSyncError.from_wire(value)
-        status = f"{response.status} {protocol.printable(response.reason or '')[1:-1][:80]}".strip()
-        return RouterUnreachable(
-            f"{self.router} answered {status}, and not as a TunnelSync router does",
-            hint="A proxy in front of the router, or another server: check the address.",
-        )
+            error = TunnelSyncError.from_wire(value["error"])
+        elif "code" in value:
+            error = TunnelSyncError.from_wire(value)
+        else:
+            phrase = protocol.printable(response.reason or "")[1:-1][:80]
+            answered = f"{self.router} answered {response.status} {phrase}".strip()
+            passing = response.status in PASSING
+            kind = RouterUnreachable if passing else NotARouter
+            error = kind(
+                f"{answered}, and not as a TunnelSync router does", hint=NotARouter.next_step
+            )
+        error.retry_after_seconds = _retry_after(response)
+        return error
+
+
+PASSING = frozenset({408, 429, 502, 503, 504})
+"""Statuses of a proxy whose router is away for a moment."""
+RETRY_AFTER_SECONDS = 60
+"""The longest pause that we let ourselves be told."""
+
+
+def _retry_after(response: ClientResponse) -> int | None:
+    """Return the seconds of ``Retry-After`` (RFC 9110, 10.2.3), which may also be a date: None."""
+    text = response.headers.get("Retry-After", "").strip()
+    if not text.isascii() or not text.isdigit():
+        return None
+    return min(int(text[:6]), RETRY_AFTER_SECONDS)
 
 
 def decode(kind: type[Answer], data: bytes) -> Answer:

@@ -7,8 +7,10 @@ root the connector told.
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
 
 import aiohttp
 from aiohttp import ClientResponse, ClientSession
@@ -16,7 +18,8 @@ from yarl import URL
 
 from tunnelsync import frames
 from tunnelsync.client.body import Body
-from tunnelsync.client.incoming import Incoming, request_id_of
+from tunnelsync.client.incoming import Incoming, Part, request_id_of
+from tunnelsync.client.journal import Version
 from tunnelsync.client.link import Link, decode, session_for
 from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
 from tunnelsync.errors import (
@@ -33,47 +36,127 @@ from tunnelsync.protocol import DatasetRequest, Mode, OffloadAnswer
 from tunnelsync.settings import ClientSettings
 
 PEER = "the store"
+RENEW_AT = 0.9
+"""The part of an address's lifetime after which it is not begun with any more."""
 
 
-@asynccontextmanager
-async def opened(link: Link, mac: Mac, dataset: str) -> AsyncIterator[Incoming]:
-    """Ask for a dataset in mode offload, and begin to download it.
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An object of the store that holds one version of a dataset, and its proven digests."""
 
-    Raises `StoreUntrusted` for an address that is not the store's, `StoreUnavailable` until the
-    first byte has come, `BrokenOff` after it.
+    request_id: str
+    version: Version
+    url: URL
+    digests: Sequence[bytes]
+    root: str
+    renew_at: float
+
+    def covers(self, part: Part) -> bool:
+        """Tell whether the address still holds for a while, and for the version asked for."""
+        right = part.if_match in (None, self.version.etag)
+        return right and asyncio.get_running_loop().time() < self.renew_at
+
+
+class Offload:
+    """The way by the store: one offer, and as many downloads of its parts as are asked for.
+
+    An address that has expired is asked for anew, in the middle of a dataset too.
     """
-    request = DatasetRequest(mac, dataset)
-    async with (
-        link.request("POST", "datasets/request-offload", request) as response,
-        downloading(link, response) as incoming,
-    ):
-        yield incoming
+
+    in_parts: ClassVar[bool] = True
+
+    def __init__(self, link: Link, mac: Mac, dataset: str) -> None:
+        self._link = link
+        self._mac = mac
+        self._dataset = dataset
+        self._offer: Offer | None = None
+        self._asking = asyncio.Lock()
+
+    @asynccontextmanager
+    async def opened(self, part: Part) -> AsyncIterator[Incoming]:
+        """Download a part. Raises `StoreUntrusted` for an address that is not the store's,
+        `StoreUnavailable` until the first byte has come, `BrokenOff` after it.
+        """
+        async with AsyncExitStack() as stack:
+            offer, known = await self._offered(part)
+            try:
+                incoming = await stack.enter_async_context(brought(self._link, offer, part))
+            except StoreUnavailable:
+                self._forget(offer)
+                if not known:
+                    raise
+                # Its address has expired, or the object is gone: the connector mends both.
+                offer, _ = await self._offered(part)
+                incoming = await stack.enter_async_context(brought(self._link, offer, part))
+            yield incoming
+
+    def take(self, offer: Offer) -> Offer:
+        """Go on with an offer that was an answer to another request."""
+        self._offer = offer
+        return offer
+
+    def distrust(self, why: str) -> None:
+        """Ask for the object anew; the connector looks after it then."""
+        self._offer = None
+
+    async def _offered(self, part: Part) -> tuple[Offer, bool]:
+        """Return the offer, asked for once for all parts, and whether it was there before."""
+        async with self._asking:
+            if self._offer is not None and self._offer.covers(part):
+                return self._offer, True
+            request = DatasetRequest(self._mac, self._dataset, if_match=part.if_match)
+            async with self._link.request("POST", "datasets/request-offload", request) as answer:
+                self._offer = await offered(self._link, answer)
+            return self._offer, False
+
+    def _forget(self, offer: Offer) -> None:
+        if self._offer is offer:
+            self._offer = None
 
 
-@asynccontextmanager
-async def downloading(link: Link, response: ClientResponse) -> AsyncIterator[Incoming]:
-    """Follow the router's `OffloadAnswer` to the store; raises as `opened` does."""
+async def offered(link: Link, response: ClientResponse) -> Offer:
+    """Read the router's `OffloadAnswer`, and get the digests from the store.
+
+    Raises `StoreUntrusted`, `StoreUnavailable`, or `VerificationFailed` for other digests.
+    """
     settings = link.settings
     answer = decode(OffloadAnswer, await link.body(response).whole(settings.message_bytes))
     data_url = trusted_url(answer.download_url, answer.store_origins, settings.store_origin)
     digests_url = trusted_url(answer.blocks_url, answer.store_origins, settings.store_origin)
     async with session_for(settings) as session:
         digests = await _digests(session, settings, digests_url, answer)
-        async with AsyncExitStack() as stack:
-            body = None
-            if answer.size:
-                body = await stack.enter_async_context(_get(session, settings, data_url))
-                with _not_begun():
-                    await body.peek()
-            yield Incoming(
-                request_id=request_id_of(response),
-                mode=Mode.OFFLOAD,
-                size=answer.size,
-                etag=answer.etag,
-                modified_ns=answer.modified_ns,
-                claims=_claims(body, digests, answer.size),
-                body=body,
-            )
+    lifetime = max(0, answer.expires_seconds) * RENEW_AT
+    return Offer(
+        request_id=request_id_of(response),
+        version=Version(answer.size, answer.etag, answer.modified_ns),
+        url=data_url,
+        digests=digests,
+        root=answer.root,
+        renew_at=asyncio.get_running_loop().time() + lifetime,
+    )
+
+
+@asynccontextmanager
+async def brought(link: Link, offer: Offer, part: Part) -> AsyncIterator[Incoming]:
+    """Download a part of an offer; raises as `Offload.opened` does."""
+    size = offer.version.size
+    end = size if part.length is None else min(size, part.offset + part.length)
+    async with AsyncExitStack() as stack:
+        body = None
+        if part.offset < end:
+            session = await stack.enter_async_context(session_for(link.settings))
+            wanted = None if (part.offset, end) == (0, size) else (part.offset, end)
+            getting = _get(session, link.settings, offer.url, wanted)
+            body = await stack.enter_async_context(getting)
+            with _not_begun():
+                await body.peek()
+        yield Incoming(
+            request_id=offer.request_id,
+            mode=Mode.OFFLOAD,
+            version=offer.version,
+            claims=_claims(body, offer.digests, part.offset, end, size),
+            body=body,
+        )
 
 
 def trusted_url(text: str, announced: Sequence[str], pinned: str) -> URL:
@@ -146,13 +229,17 @@ async def _digests(
 
 
 @asynccontextmanager
-async def _get(session: ClientSession, settings: ClientSettings, url: URL) -> AsyncIterator[Body]:
+async def _get(
+    session: ClientSession, settings: ClientSettings, url: URL, part: tuple[int, int] | None = None
+) -> AsyncIterator[Body]:
+    """Get an object, or of it the bytes from the one offset up to the other."""
     where = f"the store at {url.origin()}"
+    headers = {} if part is None else {"Range": f"bytes={part[0]}-{part[1] - 1}"}
     async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(settings.idle_seconds):
                 response = await stack.enter_async_context(
-                    session.get(url, allow_redirects=False, **proxy_for(url))
+                    session.get(url, headers=headers, allow_redirects=False, **proxy_for(url))
                 )
         except TimeoutError as exc:
             said = reason(exc) if isinstance(exc, aiohttp.ClientError) else "it does not answer"
@@ -161,15 +248,17 @@ async def _get(session: ClientSession, settings: ClientSettings, url: URL) -> As
             raise StoreUnavailable(f"{where}: {reason(exc)}") from None
         if 300 <= response.status < 400:
             raise StoreUntrusted(f"{where} redirects to another place ({response.status})")
-        if response.status != 200:
+        if response.status != (200 if part is None else 206):
             raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
         yield Body(response, peer=PEER, idle_seconds=settings.idle_seconds)
 
 
 def _why(status: int) -> str:
-    return {403: ": the address has expired or is not allowed", 404: ": no such object"}.get(
-        status, ""
-    )
+    return {
+        200: ": it gives no parts of an object",
+        403: ": the address has expired or is not allowed",
+        404: ": no such object",
+    }.get(status, "")
 
 
 @contextmanager
@@ -182,13 +271,14 @@ def _not_begun() -> Iterator[None]:
 
 
 async def _claims(
-    body: Body | None, digests: Sequence[bytes], size_bytes: int
-) -> AsyncIterator[Claimed]:
-    """Cut the body into blocks; `BrokenOff` if it ends early."""
+    body: Body | None, digests: Sequence[bytes], start: int, end: int, size_bytes: int
+) -> AsyncGenerator[Claimed, None]:
+    """Cut the body, which is that from ``start`` to ``end``, into blocks; `BrokenOff` if it ends
+    early."""
     if body is None:
         return
     rest = b""
-    for index, one in enumerate(digests):
+    for index in range(start // BLOCK_BYTES, frames.block_count(end)):
         want = min(BLOCK_BYTES, size_bytes - index * BLOCK_BYTES)
         parts: list[bytes] = []
         while want:
@@ -198,6 +288,6 @@ async def _claims(
             parts.append(data[:want])
             rest = data[want:]
             want -= len(parts[-1])
-        yield Claimed(index, tuple(parts), one)
+        yield Claimed(index, tuple(parts), digests[index])
     if rest or await body.read():
         raise VerificationFailed(f"{PEER} sent more than the {size_bytes} bytes announced")

@@ -7,6 +7,8 @@ for it, and is cancelled when the last one leaves.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -17,7 +19,7 @@ from tunnelsync import wire
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.connector.stream import Report, require_match
 from tunnelsync.connector.upload import Upload
-from tunnelsync.errors import DatasetChanged, StoreNotConfigured
+from tunnelsync.errors import DatasetChanged, StoreNotConfigured, TunnelSyncError
 from tunnelsync.identity import Mac
 from tunnelsync.objects import Stored
 from tunnelsync.protocol import GetDatasetAuto, GetDatasetOffload, OffloadAnswer, printable
@@ -26,9 +28,17 @@ from tunnelsync.settings import StoreSettings
 if TYPE_CHECKING:
     from tunnelsync.store import Store
 
+log = logging.getLogger("tunnelsync.connector")
+
+CLOCK_SECONDS = 1.0  # some stores tell times to the second alone
+
 
 class Offload:
-    """Uploads to the store, and answers with where it is; close it with ``async with``."""
+    """Uploads to the store, and answers with where it is; used with ``async with``.
+
+    It begins with the uploads that an earlier process of this connector, killed, left open: they
+    are aborted in the background.
+    """
 
     def __init__(
         self,
@@ -49,8 +59,12 @@ class Offload:
         self._store: Store | None = None
         self._flights: dict[tuple[str, str], _Flight] = {}
         self._tasks: set[asyncio.Task[Stored]] = set()
+        self._started = time.monotonic()
+        self._tidying: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        if self.configured:
+            self._tidying = asyncio.create_task(self._tidy())
         return self
 
     async def __aexit__(
@@ -59,9 +73,10 @@ class Offload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for task in self._tasks:
+        ending = [*self._tasks, *([self._tidying] if self._tidying else [])]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         await self._stack.aclose()
 
     async def send(
@@ -129,6 +144,30 @@ class Offload:
                 raise DatasetChanged(f"{printable(name)} changed before its upload began")
             store = await self._opened()
             return await store.offer(self._mac, source, progress)
+
+    async def _tidy(self) -> None:
+        """Abort the uploads of this MAC that are older than this process.
+
+        A younger one is ours, or of a process that has replaced us.
+        """
+
+        def our_age() -> float:
+            return time.monotonic() - self._started + CLOCK_SECONDS
+
+        count = 0
+        try:
+            async with asyncio.timeout(self._settings.tidy_seconds):
+                leftovers = await (await self._opened()).leftovers()
+                async for uploads in leftovers.uploads(our_age, self._mac):
+                    await leftovers.abort(uploads)
+                    count += len(uploads)
+        except TimeoutError:
+            seconds = self._settings.tidy_seconds
+            log.warning("the search for uploads left open was given up after %g s", seconds)
+        except TunnelSyncError as exc:
+            log.warning("uploads that were left open may stay so: %s", exc.message)
+        if count:
+            log.info("%d uploads that were left open are aborted", count)
 
     async def _opened(self) -> Store:
         """Return the store, opened on first use: its library takes a moment to import."""

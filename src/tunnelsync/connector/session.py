@@ -21,9 +21,8 @@ from aiohttp import (
 )
 from yarl import URL
 
-from tunnelsync import __version__, protocol, wire
+from tunnelsync import __version__, backoff, protocol, wire
 from tunnelsync.address import router_url
-from tunnelsync.connector import backoff
 from tunnelsync.connector.buffer import Buffer
 from tunnelsync.connector.interface import default_mac
 from tunnelsync.connector.offload import Offload
@@ -131,7 +130,7 @@ class _Line:
                     self._tell(exc, f"the router {self._router} is away ({exc}); trying on")
                     pause = backoff.jittered(self._tries, self._settings)
                 except _Refused as exc:
-                    pause = backoff.refused(self._settings)
+                    pause = backoff.refused(self._settings.backoff_refused_seconds)
                     what = f"the router {self._router} refuses this connector: {exc}"
                     self._tell(exc, f"{what}; the next try is in {pause:.0f} s")
                 self._tries += 1

@@ -14,7 +14,8 @@ from aiohttp import ClientSession
 from yarl import URL
 
 from tunnelsync import protocol, wire
-from tunnelsync.connector.backoff import jittered
+from tunnelsync.backoff import jittered
+from tunnelsync.connector.proxies import Proxies
 from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
 from tunnelsync.errors import (
     BadRequest,
@@ -58,6 +59,18 @@ class Answer:
         problem = self._problem()
         return problem.code if problem else ""
 
+    @property
+    def offset(self) -> int | None:
+        """The offset in it, or None."""
+        return self.number("offset")
+
+    def number(self, name: str) -> int | None:
+        """Return a number of its JSON, or None without one."""
+        with suppress(BadRequest):
+            value = wire.loads(self.data).get(name)
+            return value if type(value) is int and value >= 0 else None
+        return None
+
     def _problem(self) -> TunnelSyncError | None:
         with suppress(BadRequest):
             return protocol.problem_in(wire.loads(self.data))
@@ -79,17 +92,44 @@ class Upload:
         settings: ConnectorSettings,
     ) -> None:
         self.settings = settings
+        self.proxies = Proxies(
+            asyncio.get_running_loop().time,
+            memory_seconds=settings.proxy_memory_seconds,
+            held_chunk_bytes=settings.held_chunk_bytes,
+        )
         self._http = http
         self._router = router
         self._headers = dict(headers)
 
     async def answer(self, request_id: str, *parts: bytes) -> None:
         """Give a result, whose JSON is these parts; says in the log if nobody could take it."""
-        answer = await self._insist("datasets/result", request_id, parts)
+        total = sum(map(len, parts))
+        while (limit := self.proxies.body_bytes) is None or total <= limit:
+            answer = await self._insist("datasets/result", request_id, parts)
+            if not _by_proxy(answer) or not self.proxies.refused(total):
+                break
+        else:
+            answer = await self._in_parts(request_id, parts, total)
         if answer is not None and answer.status == 413:
-            size = sum(map(len, parts))
-            refusal = TooLarge(f"the router, or a proxy before it, refuses a body of {size} bytes")
+            refusal = TooLarge(f"the router, or a proxy before it, refuses a body of {total} bytes")
             await self.fail(request_id, refusal)
+
+    async def _in_parts(self, request_id: str, parts: Sequence[bytes], total: int) -> Answer | None:
+        """Give a result in parts that pass a proxy; the router tells where each must start."""
+        at, back = 0, 0
+        while True:
+            end = min(total, at + (self.proxies.body_bytes or total))
+            part, path = _between(parts, at, end), "datasets/result"
+            answer = await self._insist(path, request_id, part, offset=str(at), length=str(total))
+            if _by_proxy(answer) and self.proxies.refused(end - at):
+                continue
+            offset = None if answer is None else answer.offset
+            if answer is None or offset is None or offset == total:
+                return answer
+            back += offset <= at
+            if back > self.settings.resume_attempts:
+                return answer
+            at = offset
 
     async def fail(self, request_id: str, error: TunnelSyncError) -> None:
         """Give an error as the result: nothing has been sent of the dataset yet."""
@@ -102,10 +142,19 @@ class Upload:
         await self._insist("datasets/stream/complete", complete.request_id, (body,))
 
     async def chunk(
-        self, request_id: str, offset: int, body: Outgoing, headers: Mapping[str, str]
+        self,
+        request_id: str,
+        offset: int,
+        body: Outgoing,
+        headers: Mapping[str, str],
+        after: int | None = None,
     ) -> Answer:
-        """Send one chunk request. Raises `RouterUnreachable` or `Stalled`."""
-        url = self._url("datasets/stream/chunk", request_id, offset=str(offset))
+        """Send one chunk request; ``after`` is the offset of the one it follows, if that is open.
+
+        Raises `RouterUnreachable` or `Stalled`.
+        """
+        behind = {} if after is None else {"after": str(after)}
+        url = self._url("datasets/stream/chunk", request_id, offset=str(offset), **behind)
         return await self._once("POST", url, body, headers)
 
     async def offset(self, request_id: str) -> int:
@@ -113,22 +162,33 @@ class Upload:
 
         Raises `TransferGone` if nobody waits, else `RouterUnreachable`.
         """
-        answer = await self._once("GET", self._url("datasets/stream/offset", request_id))
+        return (await self._asked_offset(request_id))[0]
+
+    async def sees(self, request_id: str, offset: int) -> bool:
+        """Ask whether the router sees the chunk request at this offset; breaks off nothing.
+
+        Raises what `offset` raises.
+        """
+        _, behind = await self._asked_offset(request_id, detach="no")
+        return behind is None or behind > offset
+
+    async def _asked_offset(self, request_id: str, **query: str) -> tuple[int, int | None]:
+        answer = await self._once("GET", self._url("datasets/stream/offset", request_id, **query))
         if answer.status in GONE:
             raise TransferGone(f"the router has no use for request {request_id} any more")
-        with suppress(BadRequest):
-            offset = wire.loads(answer.data).get("offset")
-            if answer.status == 200 and type(offset) is int and offset >= 0:
-                return offset
+        if answer.status == 200 and answer.offset is not None:
+            return answer.offset, answer.number("next")
         raise RouterUnreachable(f"the router does not tell the offset to go on from: {answer}")
 
     async def pause(self, tries: int) -> None:
         """Wait before the next try."""
         await asyncio.sleep(jittered(tries, self.settings))
 
-    async def _insist(self, path: str, request_id: str, parts: Sequence[bytes]) -> Answer | None:
+    async def _insist(
+        self, path: str, request_id: str, parts: Sequence[Buffer], **query: str
+    ) -> Answer | None:
         """Post until there is an answer that stands; log what went wrong, None without one."""
-        url = self._url(path, request_id)
+        url = self._url(path, request_id, **query)
         for tries in range(self.settings.resume_attempts + 1):
             if tries:
                 await self.pause(tries - 1)
@@ -209,7 +269,17 @@ def slices(parts: Sequence[Buffer]) -> list[Buffer]:
     return [v[at : at + PIECE_BYTES] for v in views for at in range(0, len(v), PIECE_BYTES)]
 
 
-async def _pieces(parts: Sequence[bytes]) -> AsyncGenerator[Buffer, None]:
+def _between(parts: Sequence[bytes], start: int, end: int) -> list[Buffer]:
+    """Return the bytes from ``start`` to ``end`` of what buffers hold together, uncopied."""
+    found: list[Buffer] = []
+    for part in parts:
+        if piece := memoryview(part)[max(0, start) : max(0, end)]:
+            found.append(piece)
+        start, end = start - len(part), end - len(part)
+    return found
+
+
+async def _pieces(parts: Sequence[Buffer]) -> AsyncGenerator[Buffer, None]:
     for piece in slices(parts):
         yield piece
 
@@ -230,10 +300,15 @@ async def _timed(
     deadline.reschedule(loop.time() + stall_seconds)
 
 
+def _by_proxy(answer: Answer | None) -> bool:
+    """Tell whether a body is over the limit of something that is not the router."""
+    return answer is not None and answer.status == 413 and not answer.code
+
+
 def _note(path: str, request_id: str, answer: Answer) -> None:
     if answer.status in GONE:
         log.debug("request %s: nobody waits for %s", request_id, path)
-    elif answer.status >= 300:
+    elif answer.status >= 300 and not _by_proxy(answer):
         log.warning("request %s: %s was refused: %s", request_id, path, answer)
 
 

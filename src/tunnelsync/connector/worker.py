@@ -15,6 +15,7 @@ from tunnelsync import wire
 from tunnelsync.connector import auto, conditions, stream
 from tunnelsync.connector.buffer import Buffer
 from tunnelsync.connector.offload import Offload
+from tunnelsync.connector.places import Places
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.connector.upload import Upload, told
 from tunnelsync.errors import ConnectorBusy, QueueTimedOut
@@ -49,9 +50,12 @@ class Modes:
 
 
 class Job:
-    """A command in work: what it does now, and with how many bytes so far."""
+    """A command in work: what it does now, and with how many bytes so far.
 
-    __slots__ = ("beat", "done", "request_id", "state", "task")
+    ``turn`` is set when a place falls to it.
+    """
+
+    __slots__ = ("beat", "done", "request_id", "state", "task", "turn")
 
     task: asyncio.Task[None]
     beat: asyncio.TimerHandle
@@ -60,6 +64,7 @@ class Job:
         self.request_id = request_id
         self.state = "reading"
         self.done = 0
+        self.turn = asyncio.Event()
 
     def report(self, state: str, done: int) -> None:
         """Note how far it is; the next sign of life tells it."""
@@ -75,8 +80,7 @@ class Worker:
         self._settings = settings
         self._modes = modes
         self._offer = offer
-        self._places = asyncio.Semaphore(settings.places)
-        self._line: OrderedDict[str, None] = OrderedDict()
+        self._places = Places(settings.places, most_waiting=settings.waiting)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._jobs: dict[str, Job] = {}
 
@@ -90,8 +94,8 @@ class Worker:
             self._remember(request_id)
             if job := self._jobs.get(request_id):
                 job.task.cancel()
-        elif request_id in self._seen:
-            self._seen.move_to_end(request_id)
+        elif request_id in self._seen or request_id in self._jobs:
+            self._remember(request_id)
         elif len(self._jobs) >= self._settings.commands:
             raise ConnectorBusy(f"{len(self._jobs)} commands are in hand already")
         else:
@@ -133,7 +137,7 @@ class Worker:
                 await self._stat(command)
             case GetDataset() | GetDatasetStream() | GetDatasetOffload() | GetDatasetAuto():
                 async with (
-                    self._place(job),
+                    self._place(job, command.client),
                     await self._modes.root.open(command.dataset_name) as source,
                 ):
                     await self._send(command, source, job)
@@ -176,25 +180,28 @@ class Worker:
         await self._modes.upload.answer(command.request_id, wire.dumps(answer))
 
     @asynccontextmanager
-    async def _place(self, job: Job) -> AsyncIterator[None]:
+    async def _place(self, job: Job, client: str) -> AsyncIterator[None]:
         """Wait in line for a place, and hold it. Raises `ConnectorBusy` or `QueueTimedOut`."""
+        if self._places.enter(job.request_id, client):
+            job.turn.set()
+        try:
+            await self._turn(job)
+            yield
+        finally:
+            # Also one that was cancelled in the moment in which its turn came: it has a place.
+            following = self._places.leave(job.request_id)
+            if following is not None:
+                self._jobs[following].turn.set()
+
+    async def _turn(self, job: Job) -> None:
         limits = self._settings
-        if self._places.locked() and len(self._line) >= limits.waiting:
-            raise ConnectorBusy(f"{len(self._line)} commands wait for a place already")
-        self._line[job.request_id] = None
         try:
             async with asyncio.timeout(limits.queue_wait_seconds):
-                await self._places.acquire()
+                await job.turn.wait()
         except TimeoutError:
             raise QueueTimedOut(
                 f"all {limits.places} places stayed taken for {limits.queue_wait_seconds:g} s"
             ) from None
-        finally:
-            del self._line[job.request_id]
-        try:
-            yield
-        finally:
-            self._places.release()
 
     def _beat_later(self, job: Job) -> None:
         loop = asyncio.get_running_loop()
@@ -202,8 +209,7 @@ class Worker:
 
     def _beat(self, job: Job) -> None:
         """Give a sign of life of a job."""
-        if job.request_id in self._line:
-            place = list(self._line).index(job.request_id) + 1
+        if place := self._places.position(job.request_id):
             self._offer(Progress(job.request_id, "queued", place))
         else:
             self._offer(Progress(job.request_id, job.state, job.done))

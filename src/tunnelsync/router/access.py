@@ -6,10 +6,12 @@ loopback by any web page, so then a request from a page, or under a foreign host
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from aiohttp import web
+from blake3 import blake3
 
 from tunnelsync import protocol
 from tunnelsync.address import is_loopback
@@ -20,6 +22,7 @@ from tunnelsync.settings import RouterSettings
 
 log = logging.getLogger("tunnelsync.router")
 
+LABEL_BYTES = 8  # so that among thousands of clients no two have the same
 
 FOREIGN = ("Origin", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 """Headers of a request that a web page made, or that a proxy passed on for somebody else."""
@@ -35,6 +38,7 @@ class Access:
         self._path = Path(settings.tokens) if settings.tokens else None
         self._stamp: tuple[int, int, int] | None = None
         self._grants: Mapping[str, Grant] | None = None
+        self._key = secrets.token_bytes(blake3.key_size)
         if self._path is not None:
             self._stamp, self._grants = self._stat(), self._read()
         elif not is_loopback(settings.host):
@@ -71,6 +75,16 @@ class Access:
         if grant is None:
             raise Unauthorized("the token is not known to this router")
         return grant
+
+    def label(self, request: web.Request) -> str:
+        """Return who a client is, as connectors may know it: the same for each of its requests.
+
+        It is made of the token, or without tokens of the address, with a key of this process's:
+        nobody can go back from it, nor compare it with that of another router.
+        """
+        grant = self.grant(request)
+        who = grant.sha256 if grant else request.remote or ""
+        return blake3(who.encode(), key=self._key).hexdigest(LABEL_BYTES)
 
     async def watch(
         self, every_seconds: float, on_change: Callable[[Collection[str]], None]

@@ -16,6 +16,7 @@ from tunnelsync import protocol
 from tunnelsync.errors import (
     BadRequest,
     BadSetting,
+    Cancelled,
     Draining,
     Internal,
     NotFound,
@@ -68,6 +69,7 @@ def routes() -> list[web.AbstractRouteDef]:
         web.post("/datasets/request-offload", work(offload.request_offload)),
         web.post("/datasets/request-auto", work(auto.request_auto)),
         web.get("/transfers/{request_id}", _for_clients(status.receipt), allow_head=False),
+        web.get("/transfers/{request_id}/result", _for_clients(status.result), allow_head=False),
         web.delete("/transfers/{request_id}", _for_clients(status.cancel)),
         web.get("/connectors", _for_clients(status.connectors), allow_head=False),
         web.get("/metrics", _for_clients(status.metrics), allow_head=False),
@@ -110,7 +112,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             begun: web.StreamResponse = request[STARTED]
             return begun
         if isinstance(error, ConnectionError):
-            raise
+            # It reaches nobody; raised, it would be logged as a defect of ours.
+            error = Cancelled("the client's connection broke")
         return refused(error)
     except web.HTTPRequestEntityTooLarge as error:
         return refused(TooLarge(error.text or "the request is too large"))

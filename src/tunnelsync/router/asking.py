@@ -1,17 +1,28 @@
 """What a client asks for, out of its request: a body of JSON, or a path and headers."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
 from tunnelsync.errors import BadName, BadRequest
 from tunnelsync.identity import Mac, mac_address
-from tunnelsync.protocol import Coding, Command, Conditions, DatasetRequest, check_name
-from tunnelsync.router.bodies import read_message
+from tunnelsync.protocol import (
+    Coding,
+    Command,
+    Conditions,
+    DatasetCommand,
+    DatasetRequest,
+    Mode,
+    check_name,
+)
+from tunnelsync.router.access import ACCESS
+from tunnelsync.router.bodies import json_answer, read_message
 from tunnelsync.router.context import ROUTER
+from tunnelsync.router.detached import Deliver
 from tunnelsync.router.transfer import Transfer
 
 CONDITION_HEADERS = {
@@ -24,6 +35,8 @@ CONDITION_HEADERS = {
 }
 CONDITIONS_BYTES = 8192
 """All conditions together: they travel in one message to the connector, which bounds those."""
+PREFER_CHARACTERS = 1024
+"""Of the ``Prefer`` headers; what is beyond is no preference of ours."""
 TRANSFER = "tunnelsync-transfer"
 """Where a request keeps the transfer that it began: its answer names it, whatever it is."""
 
@@ -73,10 +86,64 @@ async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
 async def asking(
     request: web.Request, mac: Mac, name: str, mode: str, command: Callable[[str], Command]
 ) -> AsyncIterator[Transfer]:
-    """Send a connector a command on behalf of a request; see `Switchboard.ask`."""
-    async with request.app[ROUTER].switchboard.ask(mac, name, mode, command) as transfer:
+    """Send a connector a command on behalf of a request; see `Switchboard.ask`.
+
+    A command that takes a place there says whose it is, so that places are shared fairly.
+    """
+    label = request.app[ACCESS].label(request)
+
+    def labelled(request_id: str) -> Command:
+        made = command(request_id)
+        return replace(made, client=label) if isinstance(made, DatasetCommand) else made
+
+    async with request.app[ROUTER].switchboard.ask(mac, name, mode, labelled) as transfer:
         request[TRANSFER] = transfer
         yield transfer
+
+
+async def answered(
+    request: web.Request,
+    asked: Asked,
+    mode: Mode,
+    command: Callable[[str], Command],
+    deliver: Deliver,
+) -> web.StreamResponse:
+    """Ask a connector for a dataset, and deliver its answer to this request.
+
+    A client that prefers it (RFC 7240, ``respond-async``) gets 202 when the answer takes long,
+    and comes for it later; see ``detached.py``.
+    """
+    router = request.app[ROUTER]
+    async with asking(request, asked.mac, asked.dataset, mode, command) as transfer:
+        patience = _patience_seconds(request, router.settings.async_wait_seconds)
+        if patience is None:
+            return await deliver(request, transfer, await transfer.reply())
+        try:
+            async with asyncio.timeout(patience):
+                reply = await transfer.reply()
+        except TimeoutError:
+            router.detach(transfer, deliver)
+            headers = {
+                "Location": f"/transfers/{transfer.request_id}",
+                "Preference-Applied": "respond-async",
+            }
+            return json_answer(transfer.receipt(), 202, **headers)
+        return await deliver(request, transfer, reply)
+
+
+def _patience_seconds(request: web.Request, most: float) -> float | None:
+    """Return how long a client wants to wait for its answer before 202, or None: to the end."""
+    if request.method != "POST" or "Prefer" not in request.headers:
+        return None
+    said = ", ".join(request.headers.getall("Prefer"))
+    preferred: dict[str, str] = {}
+    for one in said[:PREFER_CHARACTERS].lower().replace(";", ",").split(","):
+        name, _, value = one.partition("=")
+        preferred.setdefault(name.strip(), value.strip().strip('"'))
+    if "respond-async" not in preferred:
+        return None
+    wait = preferred.get("wait", "")
+    return min(float(wait), most) if wait.isascii() and wait.isdigit() else most
 
 
 def _quoted(etag: str) -> str:

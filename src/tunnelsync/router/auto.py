@@ -6,8 +6,10 @@ from tunnelsync import protocol
 from tunnelsync.errors import BadRequest
 from tunnelsync.protocol import Mode
 from tunnelsync.router import offload, stream
-from tunnelsync.router.asking import asked_in, asking
+from tunnelsync.router.asking import answered, asked_in
 from tunnelsync.router.context import ROUTER
+from tunnelsync.router.said import Reply
+from tunnelsync.router.transfer import Transfer
 
 
 async def request_auto(request: web.Request) -> web.StreamResponse:
@@ -32,10 +34,11 @@ async def request_auto(request: web.Request) -> web.StreamResponse:
             conditions=asked.conditions,
         )
 
-    async with asking(request, asked.mac, asked.dataset, Mode.AUTO, command) as transfer:
-        reply = await transfer.reply()
+    async def deliver(request: web.Request, transfer: Transfer, reply: Reply) -> web.StreamResponse:
         if isinstance(reply, protocol.Init):
             transfer.mode_used = Mode.STREAM
             return await stream.answer(request, transfer, reply, asked.coding)
         transfer.mode_used = Mode.OFFLOAD
         return await offload.answer(request, transfer, reply)
+
+    return await answered(request, asked, Mode.AUTO, command, deliver)

@@ -30,7 +30,7 @@ async def read_parts(
     limit, `Stalled`, or `BrokenOff`.
     """
     if (request.content_length or 0) > limit_bytes:
-        raise _too_large(request.content_length or 0, limit_bytes)
+        raise too_large(request.content_length or 0, limit_bytes)
     parts: list[bytes] = []
     size = 0
     try:
@@ -41,7 +41,7 @@ async def read_parts(
                 return parts
             size += len(data)
             if size > limit_bytes:
-                raise _too_large(size, limit_bytes)
+                raise too_large(size, limit_bytes)
             count(len(data))
             parts.append(data)
     except TimeoutError:
@@ -94,5 +94,14 @@ def request_id_in(request: web.Request) -> str:
         raise BadRequest("request_id is missing in the query") from None
 
 
-def _too_large(size: int, limit: int) -> TooLarge:
+def number_in(request: web.Request, name: str) -> int:
+    """Return a number of bytes in the query, or raise `BadRequest`."""
+    text = request.query.get(name, "")
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadRequest(f"{name} must be a number of bytes")
+    return int(text)
+
+
+def too_large(size: int, limit: int) -> TooLarge:
+    """Return the refusal of a body over the limit."""
     return TooLarge(f"a body of {size} bytes or more is over the limit of {limit}", hint=LIMIT_HINT)

@@ -5,10 +5,11 @@ from aiohttp import web
 from tunnelsync import protocol
 from tunnelsync.errors import ProtocolError
 from tunnelsync.protocol import Mode
-from tunnelsync.router.asking import asked_in, asking
+from tunnelsync.router.asking import answered, asked_in
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.relay import send_whole
-from tunnelsync.router.transfer import ResultBody
+from tunnelsync.router.said import Reply, ResultBody
+from tunnelsync.router.transfer import Transfer
 
 
 async def request_sync(request: web.Request) -> web.StreamResponse:
@@ -19,8 +20,9 @@ async def request_sync(request: web.Request) -> web.StreamResponse:
     def command(request_id: str) -> protocol.Command:
         return protocol.GetDataset(request_id, asked.dataset, asked.conditions)
 
-    async with asking(request, asked.mac, asked.dataset, Mode.BUFFER, command) as transfer:
-        body = await transfer.reply()
+    async def deliver(request: web.Request, transfer: Transfer, body: Reply) -> web.StreamResponse:
         if not isinstance(body, ResultBody):
             raise ProtocolError(f"connector {asked.mac} answered mode buffer with a stream")
         return await send_whole(transfer, request, body, router.settings)
+
+    return await answered(request, asked, Mode.BUFFER, command, deliver)

@@ -12,8 +12,9 @@ from tunnelsync.protocol import Coding, check_name
 from tunnelsync.router.asking import Asked, asking, conditions_of, path_of
 from tunnelsync.router.bodies import json_answer
 from tunnelsync.router.context import ROUTER
+from tunnelsync.router.said import ResultBody
 from tunnelsync.router.stream import refusal, stream, streamed_headers
-from tunnelsync.router.transfer import ResultBody, Transfer
+from tunnelsync.router.transfer import Transfer
 
 Message = TypeVar("Message")
 

@@ -19,7 +19,9 @@ from tunnelsync.errors import BadRequest, TunnelSyncError, WrongOffset
 class Chunk:
     """One chunk request: its head is parsed, its body is not read yet.
 
-    ``spliced`` says that its body did not pass through us, so its connection must end with it.
+    ``after`` is the offset of the chunk request that it follows, where the connector says so: the
+    two come by connections of their own, and so this one may be here first. ``spliced`` says
+    that its body did not pass through us, so its connection must end with it.
     """
 
     offset: int
@@ -28,6 +30,7 @@ class Chunk:
     abort: Callable[[], None]
     done: asyncio.Future[None]
     protocol: BaseProtocol | None = None
+    after: int | None = None
     detached: bool = False
     spliced: bool = False
 
@@ -63,7 +66,8 @@ class Chunk:
 class ChunkQueue:
     """The chunk requests in order: the one being relayed, and the one that starts where it ends.
 
-    ``taken`` counts the bytes taken off the uploads so far.
+    One that came before the one it follows waits for that. ``taken`` counts the bytes taken off
+    the uploads so far.
     """
 
     limit: int
@@ -74,30 +78,48 @@ class ChunkQueue:
 
     @property
     def next_offset(self) -> int:
-        """Where the next chunk must start: behind the last one in the queue."""
-        if not self._chunks:
-            return self.taken
-        last = self._chunks[-1]
-        return self.taken if last.length is None else last.offset + last.length
+        """Where the next chunk must start: behind the last one that goes on from ``taken``."""
+        right = self.taken
+        for chunk in self._chunks:
+            if chunk.offset > right:
+                break
+            right = right if chunk.length is None else max(right, chunk.offset + chunk.length)
+        return right
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a chunk request that goes on where the transfer stands."""
+        return bool(self._chunks) and self._chunks[0].offset <= self.taken
 
     def put(self, chunk: Chunk, body_bytes: int) -> None:
         """Queue a chunk request if it starts where it must, else raise `WrongOffset`."""
         self.check_offset(chunk)
         if chunk.length is not None and chunk.offset + chunk.length > body_bytes:
             raise BadRequest(f"the chunk goes past the length of {body_bytes} bytes")
-        self._chunks.append(chunk)
+        if self._chunks and chunk.offset < self._chunks[-1].offset:
+            self._chunks.insert(len(self._chunks) - 1, chunk)
+        else:
+            self._chunks.append(chunk)
         self._arrived.set()
 
     def check_offset(self, chunk: Chunk) -> None:
         """Raise `WrongOffset` unless a chunk starts where it must, and there is room for it."""
         right = self.next_offset
+        early = chunk.after == right < chunk.offset and not self._early
+        late = bool(self._early) and chunk.offset + (chunk.length or 0) != self._chunks[-1].offset
         unknown = bool(self._chunks) and self._chunks[-1].length is None
-        if chunk.offset != right or unknown or len(self._chunks) >= self.limit:
+        wrong = chunk.offset != right and not early
+        if wrong or late or unknown or len(self._chunks) >= self.limit:
             raise WrongOffset(f"the transfer stands at {right}, the chunk at {chunk.offset}")
+
+    @property
+    def _early(self) -> bool:
+        """Whether the last one waits for the one that it follows."""
+        return bool(self._chunks) and self._chunks[-1].offset > self.next_offset
 
     async def next(self) -> Chunk:
         """Wait for the chunk request that goes on where the transfer stands."""
-        while not self._chunks:
+        while not self.ready:
             self.check_stop()
             self._arrived.clear()
             await self._arrived.wait()
@@ -117,14 +139,14 @@ class ChunkQueue:
 
     def stop_after(self, sent: int, error: TunnelSyncError) -> bool:
         """Let what was sent be relayed before the error; False if all of that is taken."""
-        if sent <= self.taken or not self._chunks:
+        if sent <= self.taken or not self.ready:
             return False
         self._last = (sent, error)
         return True
 
     def check_stop(self) -> None:
         """Raise the error that the connector ended with, once all that it sent is taken."""
-        if self._last is not None and (self.taken >= self._last[0] or not self._chunks):
+        if self._last is not None and (self.taken >= self._last[0] or not self.ready):
             raise self._last[1]
 
     def finish(self, error: TunnelSyncError | None = None) -> None:

@@ -1,11 +1,14 @@
 """What the handlers of one router share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from aiohttp import web
 
 from tunnelsync.errors import Draining, RouterBusy
+from tunnelsync.router.detached import Deliver, Detached
 from tunnelsync.router.switchboard import Switchboard
+from tunnelsync.router.transfer import Transfer
 from tunnelsync.settings import RouterSettings
 
 
@@ -40,6 +43,13 @@ class Router:
     switchboard: Switchboard
     buffers: Budget
     draining: bool = False
+    detached: dict[str, Detached] = field(default_factory=dict)
+
+    def detach(self, transfer: Transfer, deliver: Deliver) -> None:
+        """Keep a transfer whose client will come for the answer."""
+        kept = Detached(transfer, deliver, self.settings.detached_seconds)
+        self.detached[transfer.request_id] = kept
+        transfer.at_end(partial(self.detached.pop, transfer.request_id, None))
 
     def refuse_when_draining(self) -> None:
         """Raise `Draining` while the router stops."""

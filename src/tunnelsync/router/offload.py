@@ -12,10 +12,11 @@ from tunnelsync import protocol, wire
 from tunnelsync.errors import BadRequest, ProtocolError, StoreNotConfigured, StoreUntrusted
 from tunnelsync.objects import origin
 from tunnelsync.protocol import Mode, OffloadAnswer
-from tunnelsync.router.asking import asked_in, asking
+from tunnelsync.router.asking import answered, asked_in
 from tunnelsync.router.context import ROUTER, Router
 from tunnelsync.router.relay import send_whole
-from tunnelsync.router.transfer import ResultBody, Transfer
+from tunnelsync.router.said import Reply, ResultBody
+from tunnelsync.router.transfer import Transfer
 
 
 async def request_offload(request: web.Request) -> web.StreamResponse:
@@ -28,11 +29,12 @@ async def request_offload(request: web.Request) -> web.StreamResponse:
     def command(request_id: str) -> protocol.Command:
         return protocol.GetDatasetOffload(request_id, asked.dataset, asked.conditions)
 
-    async with asking(request, asked.mac, asked.dataset, Mode.OFFLOAD, command) as transfer:
-        body = await transfer.reply()
+    async def deliver(request: web.Request, transfer: Transfer, body: Reply) -> web.StreamResponse:
         if not isinstance(body, ResultBody):
             raise ProtocolError(f"connector {asked.mac} answered mode offload with a stream")
         return await answer(request, transfer, body)
+
+    return await answered(request, asked, Mode.OFFLOAD, command, deliver)
 
 
 async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> web.StreamResponse:

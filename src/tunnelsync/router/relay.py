@@ -15,8 +15,9 @@ from tunnelsync import frames, protocol
 from tunnelsync.errors import Stalled, TunnelSyncError
 from tunnelsync.protocol import Coding
 from tunnelsync.router.chunks import Chunk
+from tunnelsync.router.said import ResultBody
 from tunnelsync.router.splice import Splice, possible
-from tunnelsync.router.transfer import CLIENT_TAKES, ITS_RETURN, ResultBody, Transfer
+from tunnelsync.router.transfer import CLIENT_TAKES, ITS_RETURN, Transfer
 from tunnelsync.settings import RouterSettings
 
 LAST_WORDS_SECONDS = 5.0

@@ -1,16 +1,22 @@
-"""``POST /datasets/result``: a whole answer, or an error before the first byte."""
+"""``POST /datasets/result``: a whole answer, or an error before the first byte.
 
+With ``offset`` and ``length`` in the query the body is a part of the answer: the parts come in
+order, through a proxy that bounds the size of a body, and the last one makes it whole.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 from aiohttp import web
-from blake3 import blake3
 
 from tunnelsync import protocol, wire
-from tunnelsync.errors import BadRequest, RouterBusy, TransferGone, TunnelSyncError
+from tunnelsync.errors import BadRequest, RouterBusy, TransferGone, TunnelSyncError, WrongOffset
 from tunnelsync.router.access import connector_of
-from tunnelsync.router.bodies import json_answer, read_parts
+from tunnelsync.router.bodies import error_answer, json_answer, number_in, read_parts, too_large
 from tunnelsync.router.context import ROUTER, Router
-from tunnelsync.router.transfer import ResultBody
+from tunnelsync.router.said import Gathered, ResultBody
+from tunnelsync.router.transfer import Transfer
 from tunnelsync.transfer import State
 
 ERROR_BYTES = 64 * 1024
@@ -21,14 +27,56 @@ async def result(request: web.Request) -> web.Response:
     """Take a result: who sends it is checked before its body is read."""
     router = request.app[ROUTER]
     _, mac = connector_of(request)
-    parts: list[bytes] | None = None
-    if "request_id" in request.query:
-        request_id = request.query["request_id"]
-    else:
-        parts, request_id = await _inline(request, router)
-    transfer = router.switchboard.transfers.claim(request_id, mac)
+    if "request_id" not in request.query:
+        pieces, request_id = await _inline(request, router)
+        transfer = _wanted(router.switchboard.transfers.claim(request_id, mac))
+        _give(transfer, ResultBody.of(pieces))
+        return json_answer({"status": "ok"})
+    transfer = _wanted(router.switchboard.transfers.claim(request.query["request_id"], mac))
+    if "length" in request.query:
+        return await _part(request, router, transfer)
+    async with _read(request, router, transfer) as pieces:
+        _give(transfer, ResultBody.of(pieces))
+    return json_answer({"status": "ok"})
+
+
+def _wanted(transfer: Transfer) -> Transfer:
     if transfer.state is State.ENDED and transfer.said.result is None:
-        raise TransferGone(f"nobody waits for transfer {request_id} any more")
+        raise TransferGone(f"nobody waits for transfer {transfer.request_id} any more")
+    return transfer
+
+
+async def _part(request: web.Request, router: Router, transfer: Transfer) -> web.Response:
+    """Take a part of a result; 409 tells where the next one must start."""
+    total, offset = number_in(request, "length"), number_in(request, "offset")
+    limit = _limit_bytes(router, transfer)
+    if total > limit:
+        raise too_large(total, limit)
+    gathered = transfer.said.gathered
+    if gathered is None:
+        if transfer.said.result is not None:
+            raise TransferGone("the result came in one piece")
+        gathered = transfer.said.gathered = Gathered(total)
+        transfer.at_end(gathered.drop)
+    check = partial(gathered.check, total, offset, request.content_length)
+    try:
+        check()
+        async with _read(request, router, transfer) as pieces:
+            check()  # the same part may have come on another connection meanwhile
+            _wanted(transfer)
+            transfer.deadline.alive()
+            if (whole := gathered.add(pieces)) is not None:
+                _give(transfer, whole)
+    except WrongOffset as error:
+        return error_answer(error, offset=gathered.size)
+    return json_answer({"offset": gathered.size})
+
+
+@asynccontextmanager
+async def _read(
+    request: web.Request, router: Router, transfer: Transfer
+) -> AsyncIterator[list[bytes]]:
+    """Read a body under the budget of all buffers; it is held until the transfer ends."""
     held = 0
 
     def hold(count: int) -> None:
@@ -37,23 +85,27 @@ async def result(request: web.Request) -> web.Response:
         held += count
 
     try:
-        if parts is None:
-            settings = router.settings
-            buffered = isinstance(transfer.command, protocol.GetDataset)
-            parts = await read_parts(
-                request,
-                limit_bytes=settings.buffer_json_bytes if buffered else settings.result_bytes,
-                idle_seconds=settings.idle_seconds,
-                count=hold,
-            )
-        transfer.on_result(_body(parts), _error_in(parts))
+        yield await read_parts(
+            request,
+            limit_bytes=_limit_bytes(router, transfer),
+            idle_seconds=router.settings.idle_seconds,
+            count=hold,
+        )
     except BaseException as error:
         router.buffers.release(held)
         if isinstance(error, RouterBusy):
             transfer.deadline.fail(error)
         raise
     transfer.at_end(partial(router.buffers.release, held))
-    return json_answer({"status": "ok"})
+
+
+def _limit_bytes(router: Router, transfer: Transfer) -> int:
+    buffered = isinstance(transfer.command, protocol.GetDataset)
+    return router.settings.buffer_json_bytes if buffered else router.settings.result_bytes
+
+
+def _give(transfer: Transfer, body: ResultBody) -> None:
+    transfer.on_result(body, _error_in(body))
 
 
 async def _inline(request: web.Request, router: Router) -> tuple[list[bytes], str]:
@@ -67,14 +119,7 @@ async def _inline(request: web.Request, router: Router) -> tuple[list[bytes], st
     return parts, request_id
 
 
-def _body(parts: list[bytes]) -> ResultBody:
-    hasher = blake3()
-    for part in parts:
-        hasher.update(part)
-    return ResultBody(tuple(parts), sum(map(len, parts)), hasher.digest())
-
-
-def _error_in(parts: list[bytes]) -> TunnelSyncError | None:
-    if sum(map(len, parts)) > ERROR_BYTES:
+def _error_in(body: ResultBody) -> TunnelSyncError | None:
+    if body.size > ERROR_BYTES:
         return None
-    return protocol.problem_in(wire.loads(b"".join(parts)))
+    return protocol.problem_in(wire.loads(body.joined()))

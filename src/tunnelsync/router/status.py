@@ -3,27 +3,54 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tunnelsync.errors import BadRequest, Cancelled
+from tunnelsync.errors import BadRequest, Cancelled, Conflict, TransferGone
+from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import json_answer
 from tunnelsync.router.context import ROUTER, Router
+from tunnelsync.transfer import State
 
 
 async def receipt(request: web.Request) -> web.Response:
-    """``GET /transfers/{request_id}``: the receipt; ``?wait=S`` waits for the end."""
+    """``GET /transfers/{request_id}``: the receipt; ``?wait=S`` waits for the end.
+
+    Of a transfer whose client comes for the answer, it waits until that is ready.
+    """
     router = request.app[ROUTER]
     transfer = router.switchboard.transfers.find(request.match_info["request_id"])
-    seconds = _seconds(request.query.get("wait", "0"))
+    seconds = min(_seconds(request.query.get("wait", "0")), router.settings.receipt_wait_seconds)
+    detached = router.detached.get(transfer.request_id)
+    if detached is None:
+        await _happened(transfer.ended, seconds)
+        return json_answer(transfer.receipt())
+    with detached.asked_for():
+        await _happened(detached.settled, seconds)
+    return json_answer(replace(transfer.receipt(), result=detached.result))
+
+
+async def _happened(event: asyncio.Event, seconds: float) -> None:
     if seconds > 0:
-        most = router.settings.receipt_wait_seconds
         with suppress(TimeoutError):
-            await asyncio.wait_for(transfer.ended.wait(), min(seconds, most))
-    return json_answer(transfer.receipt())
+            await asyncio.wait_for(event.wait(), seconds)
+
+
+async def result(request: web.Request) -> web.StreamResponse:
+    """``GET /transfers/{request_id}/result``: what the request that was answered 202 would get."""
+    router = request.app[ROUTER]
+    transfer = router.switchboard.transfers.find(request.match_info["request_id"])
+    request[TRANSFER] = transfer
+    detached = router.detached.pop(transfer.request_id, None)
+    if detached is not None:
+        return await detached.attach(request)
+    if transfer.state is not State.ENDED:
+        raise Conflict(f"the answer of transfer {transfer.request_id} goes to another request")
+    raise transfer.error or TransferGone(f"transfer {transfer.request_id} has been delivered")
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -19,17 +19,19 @@ from tunnelsync.headers import content_disposition
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import Coding, Mode, printable
 from tunnelsync.router.access import connector_of
-from tunnelsync.router.asking import Asked, asked_in, asking
+from tunnelsync.router.asking import Asked, answered, asked_in
 from tunnelsync.router.bodies import (
     error_answer,
     header_message,
     json_answer,
+    number_in,
     read_message,
     request_id_in,
 )
 from tunnelsync.router.chunks import Chunk
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.relay import relay, start
+from tunnelsync.router.said import Reply
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.transfer import State
 
@@ -56,11 +58,12 @@ async def stream(request: web.Request, asked: Asked) -> web.StreamResponse:
             conditions=asked.conditions,
         )
 
-    async with asking(request, asked.mac, asked.dataset, Mode.STREAM, command) as transfer:
-        init = await transfer.reply()
+    async def deliver(request: web.Request, transfer: Transfer, init: Reply) -> web.StreamResponse:
         if not isinstance(init, protocol.Init):
             raise ProtocolError(f"connector {asked.mac} answered a stream with a result")
         return await answer(request, transfer, init, asked.coding)
+
+    return await answered(request, asked, Mode.STREAM, command, deliver)
 
 
 async def answer(
@@ -95,6 +98,8 @@ def streamed_headers(
     if coding == Coding.RAW:
         headers["Accept-Ranges"] = "bytes"
         headers["Content-Disposition"] = content_disposition(dataset)
+    else:
+        headers[protocol.H_OFFSET] = str(version.offset)
     if version.status == 206 and coding == Coding.RAW:
         last = version.offset + version.length - 1
         headers["Content-Range"] = f"bytes {version.offset}-{last}/{version.size}"
@@ -132,11 +137,17 @@ async def complete(request: web.Request) -> web.Response:
 
 
 async def offset(request: web.Request) -> web.Response:
-    """``GET /datasets/stream/offset``: break off the uploads there are; where to go on."""
+    """``GET /datasets/stream/offset``: break off the uploads there are; where to go on.
+
+    With ``?detach=no`` nothing is broken off, and ``next`` is where those that have come end.
+    """
     _, mac = connector_of(request)
     transfer = _claimed(request, request_id_in(request), mac)
     if transfer.state is State.ENDED:
         raise TransferGone(f"transfer {transfer.request_id} has ended")
+    if request.query.get("detach") == "no":
+        chunks = transfer.chunks
+        return json_answer({"offset": chunks.taken, "next": chunks.next_offset})
     return json_answer({"offset": transfer.chunks.detach()})
 
 
@@ -159,12 +170,13 @@ async def chunk(request: web.Request) -> web.Response:
     if said_init is not None and transfer.state is not State.ENDED:
         transfer.on_init(said_init)
     upload = Chunk(
-        offset=_number(request, "offset"),
+        offset=number_in(request, "offset"),
         length=request.content_length,
         content=request.content,
         abort=transport.abort,
         done=asyncio.get_running_loop().create_future(),
         protocol=request.protocol,
+        after=number_in(request, "after") if "after" in request.query else None,
     )
     try:
         transfer.on_chunk(upload)
@@ -195,10 +207,3 @@ async def _said(request: web.Request, kind: type[Words]) -> tuple[Transfer, Word
 
 def _claimed(request: web.Request, request_id: str, mac: Mac | None) -> Transfer:
     return request.app[ROUTER].switchboard.transfers.claim(request_id, mac)
-
-
-def _number(request: web.Request, name: str) -> int:
-    text = request.query.get(name, "")
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadRequest(f"{name} must be a number of bytes")
-    return int(text)

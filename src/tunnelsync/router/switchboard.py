@@ -63,6 +63,25 @@ class Session:
     swaps: list[float] = field(default_factory=list)
 
 
+@asynccontextmanager
+async def ending(transfer: Transfer) -> AsyncIterator[None]:
+    """End a transfer with whatever error leaves the block."""
+    try:
+        yield
+    except TunnelSyncError as error:
+        transfer.end_with(error)
+        raise
+    except asyncio.CancelledError:
+        transfer.end_with(Cancelled("the client left, or cancelled"))
+        raise
+    except ConnectionError:
+        transfer.end_with(Cancelled("the client's connection broke"))
+        raise
+    except BaseException as exc:
+        transfer.end_with(Internal(f"{type(exc).__name__} in the router"))
+        raise
+
+
 class Switchboard:
     """The connectors of one router, in memory."""
 
@@ -232,27 +251,15 @@ class Switchboard:
     ) -> AsyncIterator[Transfer]:
         """Send a command, made from a fresh request id, and yield its transfer.
 
-        Whatever leaves the block ends the transfer. Raises `ConnectorUnknown`,
+        Whatever error leaves the block ends the transfer. Raises `ConnectorUnknown`,
         `ConnectorOffline` or `RouterBusy` before anything is sent.
         """
         session = self._session(mac)
         made = command(secrets.token_hex(16))
         transfer = Transfer(made, mac, dataset, mode, self._settings, self._ended)
         self._dispatch(session, transfer)
-        try:
+        async with ending(transfer):
             yield transfer
-        except TunnelSyncError as error:
-            transfer.end_with(error)
-            raise
-        except asyncio.CancelledError:
-            transfer.end_with(Cancelled("the client left, or cancelled"))
-            raise
-        except ConnectionError:
-            transfer.end_with(Cancelled("the client's connection broke"))
-            raise
-        except BaseException as exc:
-            transfer.end_with(Internal(f"{type(exc).__name__} in the router"))
-            raise
 
     def _session(self, mac: Mac) -> Session:
         session = self.sessions.get(mac)

@@ -8,16 +8,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from tunnelsync import protocol
 from tunnelsync.errors import (
     BadRequest,
     BrokenOff,
-    Cancelled,
     Conflict,
-    ConnectorOffline,
-    ConnectorReplaced,
     Stalled,
     TimedOut,
     TransferGone,
@@ -26,36 +22,16 @@ from tunnelsync.errors import (
 from tunnelsync.identity import Mac
 from tunnelsync.router.chunks import Chunk, ChunkQueue
 from tunnelsync.router.deadline import Deadline
+from tunnelsync.router.said import Reply, ResultBody, Said, same
 from tunnelsync.settings import RouterSettings
-from tunnelsync.transfer import Event, Outcome, State, move
+from tunnelsync.transfer import Event, Outcome, State, move, outcome_of
 
 STREAMED = (protocol.GetDatasetStream, protocol.GetDatasetAuto)
 CLIENT_TAKES = "the client to take a byte"
 """What is expected while the client's side is the slow one."""
+SIGN_OF_LIFE = "its answer, or a sign of life"
 ITS_RETURN = "its return"
 """What is expected of a connector whose upload broke."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResultBody:
-    """A whole result, in the pieces in which it came, and its digest for comparison."""
-
-    parts: tuple[bytes, ...]
-    size: int
-    digest: bytes
-
-    def joined(self) -> bytes:
-        """Return the whole body."""
-        return b"".join(self.parts)
-
-
-@dataclass(slots=True)
-class Said:
-    """What the connector has said so far, kept to compare it with what it says again."""
-
-    init: protocol.Init | None = None
-    complete: protocol.Complete | None = None
-    result: bytes | None = None
 
 
 class Transfer:
@@ -89,7 +65,7 @@ class Transfer:
         self._settings = settings
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._reply: asyncio.Future[protocol.Init | ResultBody] = self._loop.create_future()
+        self._reply: asyncio.Future[Reply] = self._loop.create_future()
         self._started = self._loop.time()
         self._started_unix = time.time()
         self._first_byte: float | None = None
@@ -97,19 +73,23 @@ class Transfer:
         self._etag: str | None = None
         self._root: str | None = None
         self._size: int | None = None
-        self._cleanups: list[Callable[[], None]] = []
+        self._cleanups: list[Callable[[], object]] = []
 
     # --- the client's side ------------------------------------------------------------------
 
-    async def reply(self) -> protocol.Init | ResultBody:
+    async def reply(self) -> Reply:
         """Wait for the connector's first answer: an init, or a whole result.
 
         Raises the connector's error, `ConnectorOffline`, or `TimedOut`.
         """
         if self.state is State.ENDED:
             raise self.error or TransferGone(f"transfer {self.request_id} has ended")
-        async with self.within(self._settings.ack_seconds, "its acknowledgement"):
-            return await self._reply
+        seconds, expected = self._settings.ack_seconds, "its acknowledgement"
+        if self.state is not State.SENT:
+            seconds, expected = self._settings.answer_seconds, SIGN_OF_LIFE
+        async with self.within(seconds, expected):
+            # Shielded: who gives up waiting here may leave the reply to another.
+            return await asyncio.shield(self._reply)
 
     @asynccontextmanager
     async def within(self, seconds: float, expected: str) -> AsyncIterator[None]:
@@ -156,7 +136,7 @@ class Transfer:
         """The connector has the command: from here on, its signs of life count."""
         was, self.state = self.state, move(self.state, Event.ACK)
         if was is State.SENT:
-            self.deadline.expect(self._settings.answer_seconds, "its answer, or a sign of life")
+            self.deadline.expect(self._settings.answer_seconds, SIGN_OF_LIFE)
 
     def on_progress(self, progress: protocol.Progress) -> None:
         """A sign of life before the answer; after it, only bytes count."""
@@ -167,7 +147,7 @@ class Transfer:
     def on_result(self, body: ResultBody, error: TunnelSyncError | None) -> None:
         """A whole result, or the error in its place. The same again is taken for the first."""
         if self.said.result is not None or self.state is State.ENDED:
-            _same(self.said.result, body.digest, "result")
+            same(self.said.result, body.digest, "result")
             return
         if error is None and isinstance(self.command, protocol.GetDatasetStream):
             raise Conflict("a stream is answered by an init or an error, not by a result")
@@ -185,7 +165,7 @@ class Transfer:
     def on_init(self, init: protocol.Init) -> None:
         """The status and headers of a streamed answer. The same again changes nothing."""
         if self.said.init is not None or self.state is State.ENDED:
-            _same(self.said.init, init, "init")
+            same(self.said.init, init, "init")
             return
         if not isinstance(self.command, STREAMED):
             raise Conflict(f"{self.command.command} is answered by a result, not by an init")
@@ -217,7 +197,7 @@ class Transfer:
     def on_complete(self, complete: protocol.Complete) -> None:
         """The connector's closing word, or its error. The same again changes nothing."""
         if self.said.complete is not None:
-            _same(self.said.complete, complete, "complete")
+            same(self.said.complete, complete, "complete")
             return
         if self.state is State.ENDED:
             raise TransferGone(f"transfer {self.request_id} has ended")
@@ -249,17 +229,7 @@ class Transfer:
         """End with the outcome that the error means; what was relayed whole is delivered."""
         if self.state is State.RELAYED:
             return
-        if isinstance(error, Cancelled):
-            outcome = Outcome.CANCELLED
-        elif isinstance(error, ConnectorOffline | ConnectorReplaced):
-            outcome = Outcome.OFFLINE
-        elif isinstance(error, TimedOut):
-            outcome = Outcome.TIMED_OUT
-        elif self.said.init is None:
-            outcome = Outcome.REFUSED
-        else:
-            outcome = Outcome.BROKEN
-        self.end(outcome, error)
+        self.end(outcome_of(error, begun=self.said.init is not None), error)
 
     def _over(self, outcome: Outcome, error: TunnelSyncError | None) -> None:
         self.state = State.ENDED
@@ -277,7 +247,7 @@ class Transfer:
         self.ended.set()
         self._on_end(self)
 
-    def at_end(self, cleanup: Callable[[], None]) -> None:
+    def at_end(self, cleanup: Callable[[], object]) -> None:
         """Call something when the transfer ends, or now if it has."""
         if self.state is State.ENDED:
             cleanup()
@@ -311,10 +281,3 @@ class Transfer:
             first_byte_seconds=None if first is None else round(first - self._started, 6),
             seconds=round(until - self._started, 6),
         )
-
-
-def _same(first: object, again: object, what: str) -> None:
-    if first is None:
-        raise TransferGone(f"the transfer has ended without this {what}")
-    if first != again:
-        raise Conflict(f"another {what} came first for this transfer")

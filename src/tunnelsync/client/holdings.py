@@ -1,0 +1,181 @@
+"""What is here of a dataset: blocks that are proven, in their place in the sink, and made to last.
+
+One thread proves and writes; another syncs and keeps the journal, off the receiving path.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from tunnelsync import frames
+from tunnelsync.client.incoming import prove
+from tunnelsync.client.journal import Version
+from tunnelsync.client.plan import Plan
+from tunnelsync.client.record import Record
+from tunnelsync.client.target import Sink
+from tunnelsync.client.thread import FileThread
+from tunnelsync.errors import ProtocolError, VerificationFailed, WriteFailed
+from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, Claimed
+from tunnelsync.settings import ClientSettings
+
+Progress = Callable[[int, int | None], None]
+"""Called on the loop with the bytes that are proven and written, and the size, in bytes."""
+
+
+class Holdings:
+    """The blocks of one version in one sink; ``plan`` tells which, ``given_up`` that what
+    comes is wrong for good.
+
+    Use: `open`, `begin` with the version that comes, `put` each block that came and `settle` what
+    became of it, `publish` when nothing is missing; `close` in any case.
+    """
+
+    def __init__(
+        self, sink: Sink, settings: ClientSettings, record: Record, progress: Progress | None
+    ) -> None:
+        self.plan = Plan(settings.parallel_least_bytes // BLOCK_BYTES)
+        self.version: Version | None = None
+        self.begun = False
+        self.given_up = False
+        self._published = False
+        self.ordered = sink.ordered
+        self._sink = sink
+        self._settings = settings
+        self._record = record
+        self._progress = progress
+        self._files = FileThread()
+        self._syncs = FileThread()
+        self._unsynced: list[tuple[int, bytes]] = []
+        self._next_ordered = 0
+
+    async def open(self) -> None:
+        """Open the sink, and begin with what an earlier run has left."""
+        kept = await self._files.call(self._sink.open)
+        if kept is None:
+            return
+        self._expect(kept.version)
+        for index, digest in kept.blocks.items():
+            self.plan.hold(index, digest)
+        if not self.plan.missing:
+            # One block more to ask for, so that somebody says that the version still stands.
+            self.plan.drop(max(kept.blocks))
+        self._record.resumed_bytes = self.done_bytes
+        self._record.note(f"going on from {self.done_bytes:,} bytes verified before")
+
+    def forget(self) -> None:
+        """Forget what an earlier run left; `begin` drops it from the sink."""
+        self._record.resumed_bytes = 0
+        self.version = None
+        self.plan.forget()
+
+    async def begin(self, version: Version) -> None:
+        """Say which version comes; what is held of it stays."""
+        if self.version is None:
+            self._expect(version)
+        self.version = version
+        await self._files.call(partial(self._sink.begin, version, tuple(self.plan.held())))
+        self.begun = True
+        self._tell()
+
+    def put(self, claim: Claimed) -> "asyncio.Future[bool]":
+        """Prove a block and write it, in the thread; False if it is not what it claims to be."""
+        return self._files.call(partial(self._put, claim))
+
+    def settle(self, claim: Claimed) -> None:
+        """Note that a block is proven and written."""
+        if self.ordered and claim.index >= self._next_ordered:
+            return  # it came behind one that was wrong, and was not written
+        self.plan.hold(claim.index, claim.digest)
+        self._record.repaired = self.plan.repaired
+        self._unsynced.append((claim.index, claim.digest))
+        self._tell()
+
+    def flaw(self, index: int, why: str) -> None:
+        """Note a block that is to be fetched again; raise once that was done too often."""
+        times = self.plan.flaw(index)
+        if times > self._settings.repairs or not self.plan.count:
+            raise self.give_up(f"block {index} came wrong {times} times: {why}")
+        self._record.note(f"block {index} came wrong and is fetched again: {why}")
+
+    def give_up(self, why: str) -> VerificationFailed:
+        """Return the error that nothing can mend."""
+        self.given_up = True
+        return VerificationFailed(why)
+
+    def gone_out(self, index: int) -> bool:
+        """Tell whether a block was written where nothing can be taken back."""
+        return self.ordered and index < self._next_ordered
+
+    async def keep_syncing(self) -> None:
+        """Make what was written last, now and then, for ever."""
+        while True:
+            await asyncio.sleep(self._settings.journal_seconds)
+            await self._sync()
+
+    async def publish(self) -> None:
+        """Make the result visible: all of it is here."""
+        assert self.version is not None
+        self._record.received(self.plan.root())
+        await self._syncs.call(_nothing)  # the one under way still needs the descriptor
+        await self._files.call(partial(self._sink.publish, self.version.modified_ns))
+        self._published = True
+
+    async def close(self, *, keep: bool) -> None:
+        """Let go of the sink; what is kept of a download that failed is synced before."""
+        keep = keep and self._sink.lasting and self.version is not None and self.done_bytes > 0
+        try:
+            with suppress(WriteFailed):
+                if keep and not self._published:
+                    await self._sync()
+                    kept = f"{self.done_bytes:,} verified bytes are kept"
+                    self._record.note(f"{kept}: the same command goes on from there")
+            await self._syncs.call(_nothing)
+            await self._files.call(partial(self._sink.close, keep=keep))
+        finally:
+            self._files.close()
+            self._syncs.close()
+
+    @property
+    def done_bytes(self) -> int:
+        """The bytes that are held."""
+        assert self.version is not None
+        assert self.plan.count is not None
+        last = self.plan.count - 1
+        done = (self.plan.count - self.plan.missing) * BLOCK_BYTES
+        if self.plan.holds(last):
+            done -= self.plan.count * BLOCK_BYTES - self.version.size
+        return done
+
+    def _expect(self, version: Version) -> None:
+        count = frames.block_count(version.size)
+        if count * DIGEST_BYTES > self._settings.digests_bytes:
+            raise ProtocolError(f"the digests of {version.size} bytes are over digests_bytes")
+        self.version = version
+        self.plan.of(count)
+
+    def _put(self, claim: Claimed) -> bool:
+        assert self.version is not None
+        if self.ordered and claim.index != self._next_ordered:
+            return True  # it is behind one that is fetched again, and will be, too
+        try:
+            parts = prove(claim, self.version.size)
+        except VerificationFailed:
+            return False
+        self._sink.write(claim.index, parts)
+        self._next_ordered = claim.index + 1
+        return True
+
+    async def _sync(self) -> None:
+        if self._unsynced:
+            blocks, self._unsynced = self._unsynced, []
+            # Cancelled, it goes on all the same: its blocks are not in the list any more.
+            await asyncio.shield(self._syncs.call(partial(self._sink.checkpoint, blocks)))
+
+    def _tell(self) -> None:
+        if self._progress and self.version:
+            self._progress(self.done_bytes, self.version.size)
+
+
+def _nothing() -> None:
+    """Be done, once all that was called before is."""

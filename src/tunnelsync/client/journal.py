@@ -1,0 +1,189 @@
+"""The journal of a part file: which of its blocks are verified, so that the next run trusts them.
+
+A file of records, each a 4-byte big-endian length, a payload, and the first 16 bytes of the
+payload's BLAKE3. The first payload is JSON: whose blocks these are, and in which part file. Each
+other one is blocks that were synced to the disk before: 8-byte index, 32-byte digest. What comes
+after a record that is cut or wrong is not believed.
+"""
+
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from tunnelsync import frames
+from tunnelsync.frames import DIGEST_BYTES
+
+FORMAT = 1
+CHECK_BYTES = 16
+LENGTH = struct.Struct(">I")
+ENTRY = struct.Struct(f">Q{DIGEST_BYTES}s")
+RECORD_BYTES = 4 * 1024 * 1024
+"""The longest record; more blocks than it holds go into several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a dataset is asked for: blocks of another origin are never joined with its own."""
+
+    router: str
+    mac: str
+    dataset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a dataset; size in bytes."""
+
+    size: int
+    etag: str
+    modified_ns: int
+
+    def same(self, other: "Version") -> bool:
+        """Tell whether blocks of the other may stand beside blocks of this one."""
+        return (self.size, self.etag) == (other.size, other.etag)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a journal says: verified blocks of this version, by index, in the file ``inode``."""
+
+    origin: Origin
+    version: Version
+    inode: int
+    pid: int
+    blocks: Mapping[int, bytes]
+
+
+def encode(kept: Kept) -> bytes:
+    """Return a whole journal."""
+    head = {
+        "format": FORMAT,
+        **asdict(kept.origin),
+        **asdict(kept.version),
+        "inode": kept.inode,
+        "pid": kept.pid,
+    }
+    return _record(orjson.dumps(head)) + encode_blocks(kept.blocks.items())
+
+
+def encode_blocks(blocks: Iterable[tuple[int, bytes]]) -> bytes:
+    """Return the records of blocks that became verified."""
+    packed = b"".join(ENTRY.pack(index, digest) for index, digest in blocks)
+    step = RECORD_BYTES - RECORD_BYTES % ENTRY.size
+    return b"".join(_record(packed[at : at + step]) for at in range(0, len(packed), step))
+
+
+def decode(data: bytes) -> Kept | None:
+    """Return what a journal says, or None if it says nothing that can be believed."""
+    records = list(_records(data))
+    try:
+        head = orjson.loads(records[0])
+        if head["format"] != FORMAT:
+            return None
+        origin = Origin(*(_text(head[name]) for name in ("router", "mac", "dataset")))
+        version = Version(
+            _number(head["size"]), _text(head["etag"]), _number(head["modified_ns"], -(2**63))
+        )
+        inode, pid = _number(head["inode"]), _number(head["pid"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return None
+    blocks: dict[int, bytes] = {}
+    count = frames.block_count(version.size)
+    for packed in records[1:]:
+        if len(packed) % ENTRY.size:
+            break
+        blocks |= {index: one for index, one in ENTRY.iter_unpack(packed) if index < count}
+    return Kept(origin, version, inode, pid, blocks)
+
+
+class Journal:
+    """The journal in a file; all of it blocks. ``limit_bytes`` is the most that is read."""
+
+    def __init__(self, path: Path, limit_bytes: int) -> None:
+        self.path = path
+        self._limit = limit_bytes
+        self._descriptor = -1
+
+    def read(self) -> Kept | None:
+        """Return what the file says, or None: no file, too long a one, or not to be believed."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            try:
+                data = file.read(self._limit + 1)
+            except OSError:
+                return None
+        return decode(data) if len(data) <= self._limit else None
+
+    def begin(self, kept: Kept) -> None:
+        """Write it anew, in one step, and go on with `append`."""
+        self.close()
+        fresh = self.path.with_name(self.path.name + ".new")
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(fresh, flags, 0o666)
+        _write(self._descriptor, encode(kept))
+        os.fsync(self._descriptor)
+        os.replace(fresh, self.path)
+
+    def append(self, blocks: Iterable[tuple[int, bytes]]) -> None:
+        """Add blocks whose bytes are synced already."""
+        _write(self._descriptor, encode_blocks(blocks))
+
+    def remove(self) -> bool:
+        """Delete the file; True if there was one."""
+        self.close()
+        with suppress(FileNotFoundError):
+            self.path.with_name(self.path.name + ".new").unlink()
+        try:
+            self.path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the file; harmless when it is closed."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _record(payload: bytes) -> bytes:
+    return LENGTH.pack(len(payload)) + payload + frames.digest(payload)[:CHECK_BYTES]
+
+
+def _records(data: bytes) -> Iterable[bytes]:
+    at = 0
+    while at + LENGTH.size <= len(data):
+        (length,) = LENGTH.unpack_from(data, at)
+        start, at = at + LENGTH.size, at + LENGTH.size + length + CHECK_BYTES
+        if length > RECORD_BYTES or at > len(data):
+            return
+        payload = data[start : start + length]
+        if frames.digest(payload)[:CHECK_BYTES] != data[at - CHECK_BYTES : at]:
+            return
+        yield payload
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _number(value: object, least: int = 0) -> int:
+    if type(value) is not int or not least <= value < 2**63:
+        raise TypeError
+    return value
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

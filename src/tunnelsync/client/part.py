@@ -1,0 +1,233 @@
+"""A target in the making: a part file and a journal beside it, which become the target at the end.
+
+The part file is ``NAME.tunnelsync.part``, locked while somebody writes it; the journal tells which
+of its blocks are verified and safe on the disk. All of it blocks.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar
+
+from tunnelsync.client.journal import Journal, Kept, Origin, Version
+from tunnelsync.client.target import Blocks, beside, explained, refuse_existing, write_at
+from tunnelsync.errors import TargetBusy
+from tunnelsync.frames import BLOCK_BYTES, digest
+from tunnelsync.protocol import printable
+
+SUFFIX = ".tunnelsync.part"
+"""Of our own: a plain ``.part`` may be a file, or even a dataset, of the user's."""
+JOURNAL_SUFFIX = ".tunnelsync.journal"
+ATTEMPTS = 10
+"""How often the part file may be replaced under our hands before we call it busy."""
+
+
+class Resume(Enum):
+    """What a fetch does with what an earlier run has left, and leaves itself."""
+
+    YES = "yes"
+    """Go on from it; after an error, leave what is verified for the next run."""
+    RESTART = "restart"
+    """Drop it, and begin anew; leave what is verified."""
+    NO = "no"
+    """Drop it, and leave nothing."""
+
+
+class PartFile:
+    """A target in the making.
+
+    With ``origin`` there is a journal, and what an earlier run of the same origin left is gone on
+    with, unless ``restart``. Without it, nothing is taken over and nothing is left. ``sync`` makes
+    the target last through a power cut from the moment it appears. Raises `TargetBusy` while
+    another process holds it, `WriteFailed` for what the system refuses.
+    """
+
+    ordered: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        target: Path,
+        *,
+        force: bool = False,
+        sync: bool = False,
+        origin: Origin | None = None,
+        restart: bool = False,
+        journal_bytes: int = 0,
+    ) -> None:
+        self._descriptor = -1
+        self._target = target
+        self._part = beside(target, SUFFIX)
+        self._journal = Journal(beside(target, JOURNAL_SUFFIX), journal_bytes)
+        self._origin = origin
+        self._restart = restart
+        self._force = force
+        self._sync = sync
+
+    @property
+    def lasting(self) -> bool:
+        """Whether blocks are kept: with a journal."""
+        return self._origin is not None
+
+    def open(self) -> Kept | None:
+        """Create and lock the part file, or take it over from an earlier run."""
+        with explained(self._part):
+            for _ in range(ATTEMPTS):
+                descriptor = self._locked()
+                if descriptor is not None:
+                    self._descriptor = descriptor
+                    kept = None if self._restart else self._kept()
+                    if kept is None:
+                        self._empty()
+                    return kept
+        raise _busy(self._target, None)
+
+    def begin(self, version: Version, blocks: Blocks) -> None:
+        """Write the journal anew; without blocks to start from, the part file is emptied."""
+        held: Mapping[int, bytes] = dict(blocks)
+        with explained(self._journal.path):
+            if not held:
+                self._empty()
+            elif os.fstat(self._descriptor).st_size > version.size:
+                os.ftruncate(self._descriptor, version.size)
+            if self._origin is not None:
+                inode = os.fstat(self._descriptor).st_ino
+                self._journal.begin(Kept(self._origin, version, inode, os.getpid(), held))
+
+    def write(self, index: int, parts: Sequence[bytes]) -> None:
+        """Write a block in its place."""
+        with explained(self._part):
+            write_at(self._descriptor, index * BLOCK_BYTES, parts)
+
+    def checkpoint(self, blocks: Blocks) -> None:
+        """Sync the part file, then note its blocks in the journal."""
+        if self._origin is None:
+            return
+        with explained(self._journal.path):
+            os.fdatasync(self._descriptor)
+            self._journal.append(blocks)
+
+    def publish(self, modified_ns: int) -> None:
+        """Give the file its time and its name; `TargetExists` if another has taken that name."""
+        with explained(self._target):
+            os.utime(self._descriptor, ns=(modified_ns, modified_ns))
+            if self._sync:
+                os.fsync(self._descriptor)
+            self._rename()
+            if self._sync:
+                _sync_folder(self._target.parent)
+            if self._origin is not None:
+                self._journal.remove()
+        self._close()
+
+    def close(self, *, keep: bool) -> None:
+        """Let go of the lock; unless ``keep``, remove the part file and its journal first."""
+        if self._descriptor < 0:
+            return
+        try:
+            if not keep and _is_same(self._descriptor, self._part):
+                self._journal.remove()
+                self._part.unlink(missing_ok=True)
+        except OSError:
+            pass  # a part file left over is harmless: without its journal it is never trusted
+        finally:
+            self._close()
+
+    def _kept(self) -> Kept | None:
+        """Return what the journal says, as far as the part file bears it out."""
+        kept = self._journal.read() if self._origin is not None else None
+        found = os.fstat(self._descriptor)
+        if kept is None or kept.origin != self._origin:
+            return None
+        size = kept.version.size
+        there = {
+            index: one
+            for index, one in kept.blocks.items()
+            if min((index + 1) * BLOCK_BYTES, size) <= found.st_size
+        }
+        if kept.inode != found.st_ino:
+            # A copy, or another file of that name: its digests prove what is right in it.
+            there = {i: one for i, one in there.items() if digest(self._read(i, size)) == one}
+        return replace(kept, blocks=there) if there else None
+
+    def _read(self, index: int, size: int) -> bytes:
+        at = index * BLOCK_BYTES
+        return os.pread(self._descriptor, min(BLOCK_BYTES, size - at), at)
+
+    def _empty(self) -> None:
+        """Drop all that is there, the journal first: it must never speak of other bytes."""
+        if self._journal.remove():
+            _sync_folder(self._target.parent)
+        if os.fstat(self._descriptor).st_size:
+            # Not for an empty one: ext4 writes a file that was once truncated out at its close.
+            os.ftruncate(self._descriptor, 0)
+
+    def _rename(self) -> None:
+        if self._force:
+            os.replace(self._part, self._target)
+            return
+        try:
+            os.link(self._part, self._target, follow_symlinks=False)
+        except FileExistsError:
+            refuse_existing(self._target)
+            raise
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            refuse_existing(self._target)  # no hard links here: the best that is left
+            os.rename(self._part, self._target)
+        else:
+            self._part.unlink()
+
+    def _locked(self) -> int | None:
+        """Open and lock the part file; None if it was replaced meanwhile."""
+        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self._part, flags, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FileExistsError(errno.EEXIST, "it is there, and no regular file")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_same(descriptor, self._part):
+                os.close(descriptor)
+                return None
+            if os.fstat(descriptor).st_nlink > 1:
+                # A run was killed while it gave the file its name: the target is this very file.
+                self._part.unlink()
+                os.close(descriptor)
+                return None
+        except BlockingIOError:
+            os.close(descriptor)
+            raise _busy(self._target, self._journal.read()) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _close(self) -> None:
+        self._journal.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _busy(target: Path, holder: Kept | None) -> TargetBusy:
+    which = f"another process ({holder.pid})" if holder else "another process"
+    return TargetBusy(f"{which} is writing {printable(str(target))}")

@@ -1,0 +1,89 @@
+"""What a connector has said about one request, kept to compare it with what it says again; no I/O.
+
+A result is gathered here: in one piece, or in parts where a proxy bounds the size of a body.
+"""
+
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from tunnelsync import protocol
+from tunnelsync.errors import BadRequest, Conflict, TransferGone, WrongOffset
+
+
+@dataclass(frozen=True, slots=True)
+class ResultBody:
+    """A whole result, in the pieces in which it came, and its digest for comparison."""
+
+    parts: tuple[bytes, ...]
+    size: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, parts: list[bytes]) -> "ResultBody":
+        """Return the result that these pieces make."""
+        hasher = blake3()
+        for part in parts:
+            hasher.update(part)
+        return cls(tuple(parts), sum(map(len, parts)), hasher.digest())
+
+    def joined(self) -> bytes:
+        """Return the whole body."""
+        return b"".join(self.parts)
+
+
+Reply = protocol.Init | ResultBody
+"""The first answer of a connector."""
+
+
+@dataclass(slots=True)
+class Gathered:
+    """A result that comes in parts, in order: ``size`` bytes of ``total`` are here.
+
+    The pieces leave with the last part; the numbers stay, for a part that is sent again.
+    """
+
+    total: int
+    size: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+
+    def check(self, total: int, offset: int, length: int | None) -> None:
+        """Raise unless a part is the next one: `WrongOffset`, `Conflict`, or `BadRequest`."""
+        if total != self.total:
+            raise Conflict(f"the result was to have {self.total} bytes, and now {total}")
+        if offset != self.size:
+            raise WrongOffset(f"the result stands at {self.size}, the part at {offset}")
+        if not length or offset + length > total:
+            raise BadRequest("a part has a length, at least one byte, and ends within the result")
+
+    def add(self, pieces: list[bytes]) -> ResultBody | None:
+        """Take in the next part, in its pieces; return the result if it is whole now."""
+        self.pieces += pieces
+        self.size += sum(map(len, pieces))
+        if self.size < self.total:
+            return None
+        whole = ResultBody.of(self.pieces)
+        self.drop()
+        return whole
+
+    def drop(self) -> None:
+        """Let go of the pieces."""
+        self.pieces = []
+
+
+@dataclass(slots=True)
+class Said:
+    """What the connector has said so far."""
+
+    init: protocol.Init | None = None
+    complete: protocol.Complete | None = None
+    result: bytes | None = None
+    gathered: Gathered | None = None
+
+
+def same(first: object, again: object, what: str) -> None:
+    """Raise unless what is said again is what was said first."""
+    if first is None:
+        raise TransferGone(f"the transfer has ended without this {what}")
+    if first != again:
+        raise Conflict(f"another {what} came first for this transfer")
