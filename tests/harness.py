@@ -281,7 +281,7 @@ class System:
             connector.wait_for_line(CONNECTED)
         return connector
 
-    def start(self, *args: str, out: int | None = None, **env: object) -> Process:
+    def start(self, *args: str, out: int | None = None, **env: Any) -> Process:
         """Start any command of the CLI in the background; ``out`` takes its standard output."""
         environ = self._environ(environ_of(settings.ClientSettings, env))
         process = Process(f"{args[0]} {len(self.processes)}", (*COMMAND, *args), environ, out)

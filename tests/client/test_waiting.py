@@ -23,6 +23,10 @@ ENDED = replace(LATER, state="ended", outcome="refused")
 Step = Receipt | Callable[[], Awaitable[Any]]
 
 
+PREFERENCES = ("respond-async, wait=25", "respond-async, wait=5")
+"""When nobody is told how it goes, and when somebody is."""
+
+
 class Played:
     """A router that answers 202, then one receipt after the other, and then the result."""
 
@@ -35,7 +39,7 @@ class Played:
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(f"{request.method} {request.path}")
         if request.method == "POST":
-            assert request.headers["Prefer"] == "respond-async, wait=25"
+            assert request.headers["Prefer"] in PREFERENCES
             return web.Response(status=202, body=dumps(LATER), headers={"Location": "http://x/"})
         if request.method == "DELETE":
             return json({})

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import orjson
@@ -578,7 +579,7 @@ def everything_said(system: System, keys: Keys, level: str) -> dict[str, str]:
     return seen
 
 
-def env(keys: Keys) -> dict[str, object]:
+def env(keys: Keys) -> dict[str, Any]:
     return {"token": keys.client}
 
 

@@ -46,7 +46,7 @@ def begun(target: Path, process: Process, blocks: int = 4) -> None:
     assert process.running, process.log
 
 
-def fetching(system: System, target: Path, *args: str, **env: object) -> Process:
+def fetching(system: System, target: Path, *args: str, **env: Any) -> Process:
     """Start a fetch that a test cuts off."""
     words = ("fetch", "--mode", "stream", MAC, "big", "-o", str(target), *args)
     return system.start(*words, **{**SOON, **env})

@@ -12,7 +12,7 @@ from tunnelsync.cli import options, output, running
 from tunnelsync.client import Fetched, Record, Resume, TunnelSync
 from tunnelsync.client.holdings import Progress
 from tunnelsync.errors import Usage
-from tunnelsync.protocol import Mode, printable
+from tunnelsync.protocol import Mode, Receipt, printable
 from tunnelsync.settings import ClientSettings
 
 STDOUT = 1
@@ -126,8 +126,8 @@ def _run(
     record = Record(None if quiet or as_json else output.say)
 
     async def work() -> Fetched:
-        async with TunnelSync(settings=settings) as ts:
-            with _progress(dataset) if show else _silence() as progress:
+        with _progress(dataset) if show else _silence() as (progress, waiting):
+            async with TunnelSync(settings=settings, waiting=waiting) as ts:
                 if path == "-":
                     return await ts.write_to(
                         mac, dataset, STDOUT, mode=mode, progress=progress, record=record
@@ -194,13 +194,16 @@ def _members(fetched: Fetched) -> dict[str, Any]:
     return members | {"megabytes_per_second": round(fetched.megabytes_per_second, 3)}
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    yield None
+Shown = tuple[Progress | None, Callable[[Receipt], None] | None]
 
 
 @contextmanager
-def _progress(dataset: str) -> Iterator[Progress]:
+def _silence() -> Iterator[Shown]:
+    yield None, None
+
+
+@contextmanager
+def _progress(dataset: str) -> Iterator[Shown]:
     """Draw a bar on stderr, with rate and time left."""
     from rich.console import Console
     from rich.progress import (
@@ -220,9 +223,22 @@ def _progress(dataset: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(output.shown_name(dataset.rpartition("/")[2]), total=None)
+        name = output.shown_name(dataset.rpartition("/")[2])
+        task = bar.add_task(name, total=None)
 
         def update(done: int, size: int | None) -> None:
-            bar.update(task, completed=done, total=size)
+            bar.update(task, completed=done, total=size, description=name)
 
-        yield update
+        def waiting(receipt: Receipt) -> None:
+            bar.update(task, description=f"{name}: {_standing(receipt)}")
+
+        yield update, waiting
+
+
+def _standing(receipt: Receipt) -> str:
+    """Return how a transfer stands that has no answer yet, in words."""
+    if receipt.progress == "queued":
+        return f"in line, place {receipt.progress_done}"
+    if receipt.progress is not None and receipt.progress_done:
+        return f"{receipt.progress}, {receipt.progress_done / 1e6:,.0f} MB"
+    return receipt.progress or receipt.state

@@ -73,7 +73,8 @@ class TunnelSync:
 
     Every method raises a `TunnelSyncError`: the router's own, or one of ours for the way there
     (`RouterUnreachable`, `BrokenOff`, `Stalled`, `VerificationFailed`, ...). ``settings`` holds
-    all the rest; its ``token_file`` is read by the command line only.
+    all the rest; its ``token_file`` is read by the command line only. ``waiting`` is told now and
+    then how a request stands that has no answer yet: in line, or how many bytes are uploaded.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class TunnelSync:
         *,
         token: str | None = None,
         settings: ClientSettings | None = None,
+        waiting: Callable[[Receipt], None] | None = None,
     ) -> None:
         chosen = settings or ClientSettings()
         if router is not None:
@@ -90,6 +92,7 @@ class TunnelSync:
             chosen = replace(chosen, token=Secret(token))
         self._settings = chosen
         self._link = Link(chosen)
+        self._link.waiting = waiting
 
     async def __aenter__(self) -> Self:
         await self._link.__aenter__()

@@ -165,13 +165,15 @@ class Download:
     async def _take_all(self, incoming: Incoming, span: Span, transfer: Transfer) -> None:
         """Take the blocks of a span as they come, a few of them in hand at a time."""
         here, in_hand = self._here, deque[tuple[Claimed, asyncio.Future[bool]]]()
-        usable = True
+        wrong: list[int] = []
 
         async def oldest() -> bool:
             claim, right = in_hand[0]
             found = await right
             in_hand.popleft()
             span.start = claim.index + 1
+            if not found:
+                wrong.append(claim.index)
             return self._taken(claim, right=found)
 
         try:
@@ -193,18 +195,22 @@ class Download:
             # In the middle of a stream that is a bit that flipped in the head of a frame.
             raise VerificationFailed(error.message) from None
         except VerificationFailed:
+            while in_hand and not here.given_up:
+                await oldest()
             if here.given_up:
                 raise
+            if wrong:
+                return  # a digest that came wrong gives a wrong end, too
             # The stream as a whole is not what was sent, and any block of it may be the wrong one.
             for index in range(transfer.first_block, span.next):
                 here.plan.drop(index)
-            span.next, usable = transfer.first_block, False
+            span.next = transfer.first_block
             raise
         finally:
             # After a break, what is on its way to the disk counts; the break is what is told.
             results = await asyncio.gather(*(one for _, one in in_hand), return_exceptions=True)
             for (claim, _), result in zip(in_hand, results, strict=True):
-                if usable and result is True:
+                if result is True:
                     here.settle(claim)
 
     def _taken(self, claim: Claimed, *, right: bool) -> bool:

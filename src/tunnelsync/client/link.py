@@ -43,8 +43,6 @@ WAIT_AGAIN_SECONDS = 0.25
 CANCEL_SECONDS = 2.0
 """What the router gets to hear that nobody waits any more."""
 NO_HEADERS: Mapping[str, str] = {}
-PREFER = {"Prefer": f"respond-async, wait={ASK_SECONDS:g}"}
-"""RFC 7240: an answer that takes longer than that is asked for by its receipt."""
 
 
 class Link:
@@ -102,7 +100,9 @@ class Link:
         if not isinstance(message, protocol.DatasetRequest):
             return await self._sent(stack, method, path, message)
         async with AsyncExitStack() as first:
-            response = await self._sent(first, method, path, message, PREFER)
+            # RFC 7240: an answer that takes longer than that is asked for by its receipt.
+            prefer = {"Prefer": f"respond-async, wait={self._patience_seconds:g}"}
+            response = await self._sent(first, method, path, message, prefer)
             if response.status != 202:
                 stack.push_async_exit(first.pop_all())
                 return response
@@ -125,10 +125,14 @@ class Link:
             if self.waiting is not None:
                 self.waiting(receipt)
             again = loop.time() + WAIT_AGAIN_SECONDS
-            wait = ASK_SECONDS if self.waiting is None else TELL_SECONDS
-            receipt = await self.ask(protocol.Receipt, "GET", f"{path}?wait={wait:g}")
+            query = f"?wait={self._patience_seconds:g}"
+            receipt = await self.ask(protocol.Receipt, "GET", path + query)
             if receipt.result is None:
                 await asyncio.sleep(again - loop.time())
+
+    @property
+    def _patience_seconds(self) -> float:
+        return ASK_SECONDS if self.waiting is None else TELL_SECONDS
 
     async def _cancelled(self, path: str) -> None:
         """End a transfer that we no longer wait for, if the router hears it soon."""
