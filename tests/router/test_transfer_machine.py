@@ -142,6 +142,7 @@ class Life(RuleBasedStateMachine):
         self.complete: Complete | None = None
         self.result: bytes | None = None
         self.lied = False
+        self.late_already = False  # a deadline may have passed: its client is being told, perhaps
         self.before = State.SENT
         self.outcome: Outcome | None = None
         self.answered = 0
@@ -429,7 +430,8 @@ class Life(RuleBasedStateMachine):
         """From wherever it stands: whatever was lost, doubled or broken, it can be put right."""
         if not self.late:
             self.do(self.client.room.set)
-        failed = self.transfer.deadline.failure or self.complete or self.result
+        said = self.transfer.deadline.failure or self.complete or self.result
+        failed = said is not None or self.late_already
         if self.state is State.ENDED or failed or self.kind == "buffer":
             return
         if self.init is None:
@@ -475,6 +477,7 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 16, 25, 61]))
     def time_passes(self, seconds: float) -> None:
         self.loop.ahead += 0.6 if self.calm else seconds
+        self.late_already |= not self.calm
         self.do()
 
     @precondition(lambda self: not self.calm)
