@@ -112,7 +112,9 @@ class Download:
         if pause is None or self._here.plan.count == 0:
             raise error
         self._record.retries += 1
-        self._record.note(f"{error.message}; trying again in {pause:.1f} s")
+        left = self._patience.left_seconds
+        again = f"trying again in {pause:.1f} s, giving up in {left:.0f} s"
+        self._record.note(f"{error.message}; {again}")
         await asyncio.sleep(pause)
 
     async def _receive(self, span: Span) -> None:
