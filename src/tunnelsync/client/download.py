@@ -7,6 +7,7 @@ block that came wrong, a resume and parallel streams are all the same here: bloc
 import asyncio
 from collections import deque
 from contextlib import aclosing
+from functools import partial
 
 from tunnelsync.client.holdings import Holdings, Progress
 from tunnelsync.client.incoming import Incoming, Part, Way
@@ -167,9 +168,15 @@ class Download:
         here, in_hand = self._here, deque[tuple[Claimed, asyncio.Future[bool]]]()
         usable = True
 
+        def landed(claim: Claimed, right: asyncio.Future[bool]) -> None:
+            # At once, and not when the next block comes, which may take long or never come.
+            if usable and not right.cancelled() and not right.exception() and right.result():
+                here.settle(claim)
+                self._patience.renew()
+
         async def oldest() -> bool:
             claim, right = in_hand[0]
-            found = await right
+            found = await asyncio.shield(right)
             in_hand.popleft()
             span.start = claim.index + 1
             return self._taken(claim, right=found)
@@ -183,7 +190,8 @@ class Download:
                         break  # from here on it is another stream's
                     transfer.count(claim)
                     span.next = claim.index + 1
-                    in_hand.append((claim, here.put(claim)))
+                    in_hand.append((claim, right := here.put(claim)))
+                    right.add_done_callback(partial(landed, claim))
                     while len(in_hand) >= max(1, self._settings.blocks_in_hand):
                         if not await oldest():
                             return
@@ -202,16 +210,11 @@ class Download:
             raise
         finally:
             # After a break, what is on its way to the disk counts; the break is what is told.
-            results = await asyncio.gather(*(one for _, one in in_hand), return_exceptions=True)
-            for (claim, _), result in zip(in_hand, results, strict=True):
-                if usable and result is True:
-                    here.settle(claim)
+            await asyncio.gather(*(one for _, one in in_hand), return_exceptions=True)
 
     def _taken(self, claim: Claimed, *, right: bool) -> bool:
         """Note what became of a block; False if nothing that follows it can be used."""
         if right:
-            self._here.settle(claim)
-            self._patience.renew()
             return True
         self._here.flaw(claim.index, why := "it does not match its digest")
         self._way.distrust(why)
