@@ -10,7 +10,7 @@ from functools import partial
 
 from tunnelsync import frames
 from tunnelsync.client.incoming import prove
-from tunnelsync.client.journal import Version
+from tunnelsync.client.journal import Kept, Version
 from tunnelsync.client.plan import Plan
 from tunnelsync.client.record import Record
 from tunnelsync.client.target import Sink
@@ -38,7 +38,10 @@ class Holdings:
         self.version: Version | None = None
         self.begun = False
         self.given_up = False
+        self._left: Kept | None = None
+        self._opened = False
         self._published = False
+        self._lost: WriteFailed | None = None
         self.ordered = sink.ordered
         self._sink = sink
         self._settings = settings
@@ -51,7 +54,8 @@ class Holdings:
 
     async def open(self) -> None:
         """Open the sink, and begin with what an earlier run has left."""
-        kept = await self._files.call(self._sink.open)
+        await self._files.call(self._open)
+        kept = self._left
         if kept is None:
             return
         self._expect(kept.version)
@@ -66,7 +70,7 @@ class Holdings:
     def forget(self) -> None:
         """Forget what an earlier run left; `begin` drops it from the sink."""
         self._record.resumed_bytes = 0
-        self.version = None
+        self.version = self._left = None
         self.plan.forget()
 
     async def begin(self, version: Version) -> None:
@@ -75,11 +79,15 @@ class Holdings:
             self._expect(version)
         self.version = version
         await self._files.call(partial(self._sink.begin, version, tuple(self.plan.held())))
-        self.begun = True
+        self.begun, self._left = True, None
         self._tell()
 
     def put(self, claim: Claimed) -> "asyncio.Future[bool]":
-        """Prove a block and write it, in the thread; False if it is not what it claims to be."""
+        """Prove a block and write it, in the thread; False if it is not what it claims to be.
+
+        Raises `WriteFailed` once the disk has lost what was written before.
+        """
+        self._see_none_lost()
         return self._files.call(partial(self._put, claim))
 
     def settle(self, claim: Claimed) -> None:
@@ -118,16 +126,18 @@ class Holdings:
         assert self.version is not None
         self._record.received(self.plan.root())
         await self._syncs.call(_nothing)  # the one under way still needs the descriptor
-        await self._files.call(partial(self._sink.publish, self.version.modified_ns))
-        self._published = True
+        self._see_none_lost()
+        await self._files.call(partial(self._publish, self.version.modified_ns))
 
     async def close(self, *, keep: bool) -> None:
         """Let go of the sink; what is kept of a download that failed is synced before."""
-        keep = keep and self._sink.lasting and self.version is not None and self.done_bytes > 0
         try:
+            await self._files.call(_nothing)  # what was cancelled in the thread ends all the same
+            keep = keep and self._sink.lasting and not self._published and self._worth_keeping
             with suppress(WriteFailed):
-                if keep and not self._published:
+                if keep:
                     await self._sync()
+                if keep and self.version is not None:
                     kept = f"{self.done_bytes:,} verified bytes are kept"
                     self._record.note(f"{kept}: the same command goes on from there")
             await self._syncs.call(_nothing)
@@ -146,6 +156,32 @@ class Holdings:
         if self.plan.holds(last):
             done -= self.plan.count * BLOCK_BYTES - self.version.size
         return done
+
+    @property
+    def _worth_keeping(self) -> bool:
+        if self.begun:
+            return self.done_bytes > 0
+        # An earlier run's, of which nothing was dropped yet, seen or unseen.
+        return self._left is not None or not self._opened
+
+    def _open(self) -> None:
+        self._left = self._sink.open()
+        self._opened = True
+
+    def _publish(self, modified_ns: int) -> None:
+        self._sink.publish(modified_ns)
+        self._published = True
+
+    def _checkpoint(self, blocks: list[tuple[int, bytes]]) -> None:
+        try:
+            self._sink.checkpoint(blocks)
+        except WriteFailed as error:
+            self._lost = error
+            raise
+
+    def _see_none_lost(self) -> None:
+        if self._lost is not None:
+            raise self._lost
 
     def _expect(self, version: Version) -> None:
         count = frames.block_count(version.size)
@@ -170,7 +206,7 @@ class Holdings:
         if self._unsynced:
             blocks, self._unsynced = self._unsynced, []
             # Cancelled, it goes on all the same: its blocks are not in the list any more.
-            await asyncio.shield(self._syncs.call(partial(self._sink.checkpoint, blocks)))
+            await asyncio.shield(self._syncs.call(partial(self._checkpoint, blocks)))
 
     def _tell(self) -> None:
         if self._progress and self.version:

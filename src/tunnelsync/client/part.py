@@ -60,6 +60,7 @@ class PartFile:
         journal_bytes: int = 0,
     ) -> None:
         self._descriptor = -1
+        self._lost: OSError | None = None
         self._target = target
         self._part = beside(target, SUFFIX)
         self._journal = Journal(beside(target, JOURNAL_SUFFIX), journal_bytes)
@@ -104,11 +105,21 @@ class PartFile:
             write_at(self._descriptor, index * BLOCK_BYTES, parts)
 
     def checkpoint(self, blocks: Blocks) -> None:
-        """Sync the part file, then note its blocks in the journal."""
+        """Sync the part file, then note its blocks in the journal.
+
+        After a sync that failed no other is believed: the system tells of a lost write once.
+        """
         if self._origin is None:
             return
+        with explained(self._part):
+            if self._lost is not None:
+                raise self._lost
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                self._lost = error
+                raise
         with explained(self._journal.path):
-            os.fdatasync(self._descriptor)
             self._journal.append(blocks)
 
     def publish(self, modified_ns: int) -> None:
