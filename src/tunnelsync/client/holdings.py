@@ -56,7 +56,7 @@ class Holdings:
         """Open the sink, and begin with what an earlier run has left."""
         await self._files.call(self._open)
         kept = self._left
-        if kept is None:
+        if kept is None or self._is_too_long(kept.version):
             return
         self._expect(kept.version)
         for index, digest in kept.blocks.items():
@@ -184,11 +184,13 @@ class Holdings:
             raise self._lost
 
     def _expect(self, version: Version) -> None:
-        count = frames.block_count(version.size)
-        if count * DIGEST_BYTES > self._settings.digests_bytes:
+        if self._is_too_long(version):
             raise ProtocolError(f"the digests of {version.size} bytes are over digests_bytes")
         self.version = version
-        self.plan.of(count)
+        self.plan.of(frames.block_count(version.size))
+
+    def _is_too_long(self, version: Version) -> bool:
+        return frames.block_count(version.size) * DIGEST_BYTES > self._settings.digests_bytes
 
     def _put(self, claim: Claimed) -> bool:
         assert self.version is not None
@@ -203,7 +205,7 @@ class Holdings:
         return True
 
     async def _sync(self) -> None:
-        if self._unsynced:
+        if self._unsynced or self._lost:
             blocks, self._unsynced = self._unsynced, []
             # Cancelled, it goes on all the same: its blocks are not in the list any more.
             await asyncio.shield(self._syncs.call(partial(self._checkpoint, blocks)))
