@@ -15,7 +15,7 @@ from tunnelsync.client.plan import Plan
 from tunnelsync.client.record import Record
 from tunnelsync.client.target import Sink
 from tunnelsync.client.thread import FileThread
-from tunnelsync.errors import ProtocolError, VerificationFailed, WriteFailed
+from tunnelsync.errors import DatasetChanged, ProtocolError, VerificationFailed, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
 
@@ -25,7 +25,7 @@ Progress = Callable[[int, int | None], None]
 
 class Holdings:
     """The blocks of one version in one sink; ``plan`` tells which, ``given_up`` that what
-    comes is wrong for good.
+    comes is wrong for good. ``announced_root`` is what an answer told before its blocks came.
 
     Use: `open`, `begin` with the version that comes, `put` each block that came and `settle` what
     became of it, `publish` when nothing is missing; `close` in any case.
@@ -36,6 +36,7 @@ class Holdings:
     ) -> None:
         self.plan = Plan(settings.parallel_least_bytes // BLOCK_BYTES)
         self.version: Version | None = None
+        self.announced_root: str | None = None
         self.begun = False
         self.given_up = False
         self._left: Kept | None = None
@@ -101,10 +102,10 @@ class Holdings:
 
     def flaw(self, index: int, why: str) -> None:
         """Note a block that is to be fetched again; raise once that was done too often."""
-        times = self.plan.flaw(index)
-        if times > self._settings.repairs or not self.plan.count:
-            raise self.give_up(f"block {index} came wrong {times} times: {why}")
-        self._record.note(f"block {index} came wrong and is fetched again: {why}")
+        times, what = self.plan.flaw(index), f"block {index}" if self.plan.count else "the answer"
+        if times > self._settings.repairs:
+            raise self.give_up(f"{what} came wrong {times} times: {why}")
+        self._record.note(f"{what} came wrong and is fetched again: {why}")
 
     def give_up(self, why: str) -> VerificationFailed:
         """Return the error that nothing can mend."""
@@ -124,7 +125,10 @@ class Holdings:
     async def publish(self) -> None:
         """Make the result visible: all of it is here."""
         assert self.version is not None
-        self._record.received(self.plan.root())
+        root = self.plan.root()
+        if self.announced_root not in (None, root):
+            raise DatasetChanged("blocks of two versions came under one etag")
+        self._record.received(root)
         await self._syncs.call(_nothing)  # the one under way still needs the descriptor
         self._see_none_lost()
         await self._files.call(partial(self._publish, self.version.modified_ns))

@@ -49,7 +49,8 @@ class Incoming:
     """An answer that has begun. ``mode`` is the one used.
 
     ``claims`` gives the blocks of the part in order, unproven, and ends only when the mode has
-    seen a clean end; it raises the error of the sender, or `BrokenOff`.
+    seen a clean end; it raises the error of the sender, or `BrokenOff`. ``root`` is that of the
+    whole dataset, where the answer tells it before the blocks come.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class Incoming:
     version: Version
     claims: AsyncGenerator[Claimed, None]
     body: Body | None
+    root: str | None = None
 
     @property
     def first_byte_at(self) -> float | None:

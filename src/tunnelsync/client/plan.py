@@ -40,6 +40,7 @@ class Plan:
         self._digests = bytearray()
         self._spans: list[Span] = []
         self._flaws: dict[int, int] = {}
+        self._ended = False
 
     def of(self, count: int) -> None:
         """Say how many blocks there are."""
@@ -61,9 +62,13 @@ class Plan:
 
     def drop(self, index: int) -> None:
         """Note that a block is missing after all."""
-        self.missing += self.holds(index)
-        if index < len(self._held):
+        if self.holds(index):
+            self.missing += 1
             self._held[index] = 0
+
+    def end(self) -> None:
+        """Note that a stream came to its end, which is all that an empty dataset is missing."""
+        self._ended = True
 
     def held(self) -> Iterable[tuple[int, bytes]]:
         """Return the blocks that are held, with their digests, in order."""
@@ -92,7 +97,10 @@ class Plan:
 
         None if nothing is left that would be worth a stream of its own.
         """
-        span = Span(0, 0, None) if self.count is None and not self._spans else self._free()
+        if not self.count and not self._ended and not self._spans:
+            span: Span | None = Span(0, 0, self.count)
+        else:
+            span = self._free()
         if span is None:
             span = self._half()
         if span is not None:
