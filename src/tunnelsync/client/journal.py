@@ -89,7 +89,7 @@ def decode(data: bytes) -> Kept | None:
     records = list(_records(data))
     try:
         head = orjson.loads(records[0])
-        if head["format"] != FORMAT:
+        if _number(head["format"]) != FORMAT:
             return None
         origin = Origin(*(_text(head[name]) for name in ("router", "mac", "dataset")))
         version = Version(
