@@ -230,6 +230,12 @@ class Download:
             span.next, usable = transfer.first_block, False
             self._fewest = here.plan.missing
             raise
+        except asyncio.CancelledError:
+            if here.ordered:
+                # Its reader may have stopped reading, and nothing is to be tidied up behind it.
+                for _, right in in_hand:
+                    right.cancel()
+            raise
         finally:
             # After a break, what is on its way to the disk counts; the break is what is told.
             await asyncio.gather(*(one for _, one in in_hand), return_exceptions=True)

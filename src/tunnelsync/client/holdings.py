@@ -136,19 +136,23 @@ class Holdings:
     async def close(self, *, keep: bool) -> None:
         """Let go of the sink; what is kept of a download that failed is synced before."""
         try:
-            await self._files.call(_nothing)  # what was cancelled in the thread ends all the same
-            keep = keep and self._sink.lasting and not self._published and self._worth_keeping
-            with suppress(WriteFailed):
-                if keep:
-                    await self._sync()
-                if keep and self.version is not None:
-                    kept = f"{self.done_bytes:,} verified bytes are kept"
-                    self._record.note(f"{kept}: the same command goes on from there")
-            await self._syncs.call(_nothing)
-            await self._files.call(partial(self._sink.close, keep=keep))
+            if not self.ordered:  # else its reader may never take what the thread still writes
+                await self._let_go(keep=keep)
         finally:
             self._files.close()
             self._syncs.close()
+
+    async def _let_go(self, *, keep: bool) -> None:
+        await self._files.call(_nothing)  # what was cancelled in the thread ends all the same
+        keep = keep and self._sink.lasting and not self._published and self._worth_keeping
+        with suppress(WriteFailed):
+            if keep:
+                await self._sync()
+            if keep and self.version is not None:
+                kept = f"{self.done_bytes:,} verified bytes are kept"
+                self._record.note(f"{kept}: the same command goes on from there")
+        await self._syncs.call(_nothing)
+        await self._files.call(partial(self._sink.close, keep=keep))
 
     @property
     def done_bytes(self) -> int:
