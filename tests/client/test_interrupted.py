@@ -50,15 +50,15 @@ def kept_beside(target: Path) -> Kept | None:
     return kept
 
 
-def descriptors() -> set[str]:
-    """Return the files (no sockets, no pipes) that this process has open."""
+def descriptors(folder: Path) -> set[str]:
+    """Return the files of a folder that this process has open."""
     links = []
     for one in os.listdir("/proc/self/fd"):
         try:
             links.append(os.readlink(f"/proc/self/fd/{one}"))
         except OSError:
             continue
-    return {link for link in links if ".tunnelsync." in link}
+    return {link for link in links if link.startswith(f"{folder}/")}
 
 
 @pytest.mark.parametrize("steps", [*range(12), *range(12, 60, 3), *range(60, 400, 20)])
@@ -75,7 +75,7 @@ async def test_b7_cancelled_after_any_step_what_an_earlier_run_verified_stays(
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait({task})
-            assert descriptors() == set()
+            assert descriptors(tmp_path) == set()
             if target.exists():
                 assert target.read_bytes() == DATA
                 assert os.listdir(tmp_path) == ["d"]
@@ -101,7 +101,7 @@ async def test_b7_a_first_fetch_cancelled_after_any_step_leaves_what_is_true_or_
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait({task})
-        assert descriptors() == set()
+        assert descriptors(tmp_path) == set()
         if target.exists():
             assert target.read_bytes() == DATA
             assert os.listdir(tmp_path) == ["d"]

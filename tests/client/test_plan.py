@@ -1,5 +1,6 @@
 """The plan of blocks: no block is brought by two, none is lost, and all are taken."""
 
+import time
 from typing import Any
 
 import pytest
@@ -166,6 +167,18 @@ def test_the_root_is_that_of_the_blocks_in_order(order: list[int]) -> None:
     assert plan.missing == 0
     assert plan.root() == frames.root(one(index) for index in range(12))
     assert list(plan.held()) == [(index, one(index)) for index in range(12)]
+
+
+def test_the_blocks_of_a_long_dataset_are_listed_in_a_moment() -> None:
+    """A copy of all that follows for each block would take minutes for these 2 TiB."""
+    count = 2**19
+    plan = Plan(2)
+    plan.of(count)
+    began = time.monotonic()
+    for index in range(count):
+        plan.hold(index, index.to_bytes(32, "big"))
+    assert all(index == int.from_bytes(value, "big") for index, value in plan.held())
+    assert time.monotonic() - began < 60
 
 
 class Workers(RuleBasedStateMachine):

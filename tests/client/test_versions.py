@@ -7,9 +7,25 @@ import pytest
 from aiohttp import web
 
 from client.test_offload import Store, told
-from played_router import MAC, Streaming, client, content, json, played
+from played_router import (
+    MAC,
+    Streaming,
+    client,
+    content,
+    framed,
+    json,
+    played,
+    played_raw,
+    raw_answer,
+)
 from tunnelsync import protocol
-from tunnelsync.errors import BrokenOff, DatasetChanged, PreconditionFailed, TunnelSyncError
+from tunnelsync.errors import (
+    BrokenOff,
+    DatasetChanged,
+    PreconditionFailed,
+    ProtocolError,
+    TunnelSyncError,
+)
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import Mode
 
@@ -92,6 +108,14 @@ async def test_b3_a_dataset_that_changes_again_after_starting_over_has_changed(
             with pytest.raises(DatasetChanged):
                 await ts.fetch(MAC, "d", tmp_path, mode=Mode.STREAM)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_etag_that_cannot_be_asked_for_is_a_foreign_answer(tmp_path: Path) -> None:
+    whole = framed(DATA)
+    answer = raw_answer(whole, announced=len(whole), size=len(DATA)).replace(b'"v1"', b'"v\xe9"')
+    async with played_raw(answer) as url, client(url) as ts:
+        with pytest.raises(ProtocolError, match="lacks the headers"):
+            await ts.fetch(MAC, "d", tmp_path, mode=Mode.STREAM)
 
 
 class Renewing:

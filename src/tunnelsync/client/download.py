@@ -8,7 +8,6 @@ import asyncio
 import math
 from collections import deque
 from contextlib import aclosing
-from functools import partial
 
 from tunnelsync.client.holdings import Holdings, Progress
 from tunnelsync.client.incoming import Incoming, Part, Way
@@ -182,14 +181,16 @@ class Download:
 
     async def _take_all(self, incoming: Incoming, span: Span, transfer: Transfer) -> None:
         """Take the blocks of a span as they come, a few of them in hand at a time."""
-        here, in_hand = self._here, deque[tuple[Claimed, asyncio.Future[bool]]]()
+        here, in_hand = self._here, deque[tuple[Claimed, asyncio.Task[bool]]]()
         usable = True
 
-        def landed(claim: Claimed, right: asyncio.Future[bool]) -> None:
-            # At once, and not when the next block comes, which may take long or never come.
-            if usable and not right.cancelled() and not right.exception() and right.result():
+        async def landed(claim: Claimed, writing: asyncio.Future[bool]) -> bool:
+            # A task, so that it counts at once: the next block may take long, or never come.
+            right = await writing
+            if right and usable:
                 here.settle(claim)
                 self._renew()
+            return right
 
         async def oldest() -> bool:
             claim, right = in_hand[0]
@@ -207,8 +208,7 @@ class Download:
                         break  # from here on it is another stream's
                     transfer.count(claim)
                     span.next = claim.index + 1
-                    in_hand.append((claim, right := here.put(claim)))
-                    right.add_done_callback(partial(landed, claim))
+                    in_hand.append((claim, asyncio.create_task(landed(claim, here.put(claim)))))
                     while len(in_hand) >= max(1, self._settings.blocks_in_hand):
                         if not await oldest():
                             return

@@ -122,8 +122,14 @@ def size_of(response: ClientResponse) -> int:
 
 
 def etag_of(response: ClientResponse) -> str:
-    """Return the etag of an answer without its quotes, or an empty text."""
-    return response.headers.get("ETag", "").removeprefix("W/").strip('"')
+    """Return the etag of an answer without its quotes, or an empty text.
+
+    Raises `ProtocolError` for one that no request could name again.
+    """
+    etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+    if not etag.isascii():
+        raise _foreign()
+    return etag
 
 
 def _foreign() -> ProtocolError:

@@ -74,7 +74,8 @@ class Plan:
         """Return the blocks that are held, with their digests, in order."""
         for index, there in enumerate(self._held):
             if there:
-                yield index, bytes(self._digests[index * DIGEST_BYTES :][:DIGEST_BYTES])
+                at = index * DIGEST_BYTES
+                yield index, bytes(self._digests[at : at + DIGEST_BYTES])
 
     def flaw(self, index: int) -> int:
         """Note that a block came, or should have come, and was wrong; return how often it was."""
