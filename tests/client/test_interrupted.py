@@ -13,7 +13,7 @@ from played_router import MAC, Streaming, client, content, played
 from tunnelsync.client.journal import Journal, Kept, Origin, Version
 from tunnelsync.client.part import PartFile
 from tunnelsync.client.record import Record
-from tunnelsync.errors import BrokenOff, WriteFailed
+from tunnelsync.errors import BrokenOff, VerificationFailed, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, digest
 from tunnelsync.protocol import Mode
 
@@ -39,14 +39,14 @@ async def left_two_blocks(url: str, target: Path) -> None:
             await ts.fetch(MAC, "d", target, mode=Mode.STREAM)
 
 
-def kept_beside(target: Path) -> Kept | None:
+def kept_beside(target: Path, data: bytes = DATA) -> Kept | None:
     """Read the journal of a target; see that each block it claims is on the disk, and right."""
     kept = Journal(target.with_name(target.name + ".tunnelsync.journal"), 1 << 20).read()
     if kept is not None:
         there = target.with_name(target.name + ".tunnelsync.part").read_bytes()
         for index, one in kept.blocks.items():
             assert digest(there[index * BLOCK_BYTES :][:BLOCK_BYTES]) == one
-            assert one == digest(DATA[index * BLOCK_BYTES :][:BLOCK_BYTES])
+            assert one == digest(data[index * BLOCK_BYTES :][:BLOCK_BYTES])
     return kept
 
 
@@ -289,3 +289,71 @@ async def test_b7_cancelled_while_it_gets_its_name_nothing_is_written_to_another
     assert os.listdir(tmp_path) == ["d"]
     assert synced == []
     assert not any("kept" in one for one in notes)
+
+
+class Parts(Streaming):
+    """A router whose every other part breaks off; a part that begins at ``bad`` is wrong there."""
+
+    bad = -1
+
+    async def send(
+        self, request: web.Request, headers: dict[str, str], body: bytes
+    ) -> web.StreamResponse:
+        if self.asked[-1][0] == self.bad:
+            body = body[:9] + bytes([body[9] ^ 1]) + body[10:]
+        elif len(self.asked) % 2:
+            body = body[: FRAME_BYTES + 9]
+        return await super().send(request, headers, body)
+
+
+LONG = content(23 * BLOCK_BYTES + 5)
+PARALLEL = {
+    "parallel": 4,
+    "parallel_least_bytes": 2 * BLOCK_BYTES,
+    "journal_seconds": 0.001,
+    "backoff_first_seconds": 0.001,
+    "retry_for_seconds": 20.0,
+}
+
+
+@pytest.mark.parametrize("steps", [*range(0, 400, 50), *range(400, 2000, 400)])
+async def test_b7_parallel_streams_that_break_and_are_cancelled_lose_nothing(
+    tmp_path: Path, steps: int
+) -> None:
+    target = tmp_path / "d"
+    router = Parts(LONG)
+    async with played(router) as url, client(url, **PARALLEL) as ts:
+        task = asyncio.create_task(ts.fetch(MAC, "d", target, mode=Mode.STREAM, sync=False))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert descriptors(tmp_path) == set()
+        kept = kept_beside(target, LONG)
+        assert target.exists() or os.listdir(tmp_path) == [] or (kept and kept.blocks)
+        before = sum(len(LONG[i * BLOCK_BYTES :][:BLOCK_BYTES]) for i in kept.blocks) if kept else 0
+        done = await ts.fetch(MAC, "d", target, mode=Mode.STREAM, sync=False, force=True)
+    assert done.resumed_bytes == before or before == len(LONG)
+    assert target.read_bytes() == LONG
+    assert os.listdir(tmp_path) == ["d"]
+
+
+async def test_an_error_of_one_of_several_streams_ends_them_all_and_keeps_what_came(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "d"
+    router = Parts(LONG)
+    router.bad = 12  # where the second of four streams begins
+    async with played(router) as url:
+        async with client(url, **PARALLEL, repairs=1) as ts:
+            with pytest.raises(VerificationFailed, match="block 12 came wrong 2 times"):
+                await ts.fetch(MAC, "d", target, mode=Mode.STREAM)
+        assert descriptors(tmp_path) == set()
+        kept = kept_beside(target, LONG)
+        assert kept is not None
+        assert 12 not in kept.blocks
+        router.bad = -1
+        async with client(url, **PARALLEL) as ts:
+            done = await ts.fetch(MAC, "d", target, mode=Mode.STREAM)
+    assert done.resumed_bytes > 0
+    assert target.read_bytes() == LONG
