@@ -43,6 +43,7 @@ class Buffer:
                 version=Version(answer.size, answer.etag, answer.modified_ns),
                 claims=_each(blocks[part.first : end]),
                 body=body,
+                root=answer.root,
             )
 
     def distrust(self, why: str) -> None:

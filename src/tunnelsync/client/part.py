@@ -9,6 +9,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -60,6 +61,10 @@ class PartFile:
         journal_bytes: int = 0,
     ) -> None:
         self._descriptor = -1
+        self._lost: OSError | None = None
+        self._full: OSError | None = None
+        self._synced: list[tuple[int, bytes]] = []
+        self._noted = False
         self._target = target
         self._part = beside(target, SUFFIX)
         self._journal = Journal(beside(target, JOURNAL_SUFFIX), journal_bytes)
@@ -101,15 +106,36 @@ class PartFile:
     def write(self, index: int, parts: Sequence[bytes]) -> None:
         """Write a block in its place."""
         with explained(self._part):
-            write_at(self._descriptor, index * BLOCK_BYTES, parts)
+            if self._full is not None:
+                raise self._full
+            try:
+                write_at(self._descriptor, index * BLOCK_BYTES, parts)
+            except OSError as error:
+                self._full = error
+                self._cut_off(index)
+                raise
 
     def checkpoint(self, blocks: Blocks) -> None:
-        """Sync the part file, then note its blocks in the journal."""
+        """Sync the part file, then note its blocks in the journal.
+
+        After a sync that failed no other is believed: the system tells of a lost write once.
+        """
         if self._origin is None:
             return
+        with explained(self._part):
+            if self._lost is not None:
+                raise self._lost
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                self._lost = error
+                raise
+            self._synced += blocks
         with explained(self._journal.path):
-            os.fdatasync(self._descriptor)
-            self._journal.append(blocks)
+            self._journal.append(self._synced)
+            if not self._noted:
+                _sync_folder(self._target.parent)
+        self._synced, self._noted = [], True
 
     def publish(self, modified_ns: int) -> None:
         """Give the file its time and its name; `TargetExists` if another has taken that name."""
@@ -153,6 +179,13 @@ class PartFile:
             # A copy, or another file of that name: its digests prove what is right in it.
             there = {i: one for i, one in there.items() if digest(self._read(i, size)) == one}
         return replace(kept, blocks=there) if there else None
+
+    def _cut_off(self, index: int) -> None:
+        """Give back what a block took that did not fit: the journal may be short of that room."""
+        at = index * BLOCK_BYTES
+        with suppress(OSError):
+            if os.fstat(self._descriptor).st_size <= at + BLOCK_BYTES:
+                os.ftruncate(self._descriptor, at)
 
     def _read(self, index: int, size: int) -> bytes:
         at = index * BLOCK_BYTES
