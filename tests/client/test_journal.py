@@ -37,7 +37,7 @@ def one(index: int) -> bytes:
 
 
 def kept(blocks: Mapping[int, bytes] | None = None, **changes: Any) -> Kept:
-    return replace(Kept(ORIGIN, VERSION, 12, 34, blocks or {}), **changes)
+    return replace(Kept(ORIGIN, VERSION, 12, blocks or {}), **changes)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -49,16 +49,15 @@ digests = st.binary(min_size=32, max_size=32)
     st.builds(Origin, texts, texts, texts),
     st.builds(Version, numbers, texts, st.integers(-(2**63), 2**63 - 1)),
     numbers,
-    numbers,
     st.dictionaries(st.integers(0, 20), digests),
 )
 def test_what_was_written_is_read_again(
-    origin: Origin, version: Version, inode: int, pid: int, blocks: dict[int, bytes]
+    origin: Origin, version: Version, inode: int, blocks: dict[int, bytes]
 ) -> None:
     count = -(-version.size // BLOCK_BYTES)
     within = {index: value for index, value in blocks.items() if index < count}
-    written = Kept(origin, version, inode, pid, blocks)
-    assert decode(encode(written)) == Kept(origin, version, inode, pid, within)
+    written = Kept(origin, version, inode, blocks)
+    assert decode(encode(written)) == Kept(origin, version, inode, within)
 
 
 def test_blocks_added_later_are_read_too_and_the_last_word_on_a_block_counts() -> None:
@@ -142,7 +141,7 @@ def test_a_head_without_a_member_is_nothing(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("format", 2), ("size", -1), ("size", 2**63), ("inode", -1), ("pid", True), ("etag", None)],
+    [("format", 2), ("size", -1), ("size", 2**63), ("inode", -1), ("etag", None)],
 )
 def test_a_head_of_another_format_or_out_of_bounds_is_nothing(name: str, value: object) -> None:
     assert decode(framed(orjson.dumps(HEAD | {name: value}))) is None

@@ -15,6 +15,7 @@ from tunnelsync.client.patience import Patience
 from tunnelsync.client.plan import Span
 from tunnelsync.client.record import Record, Transfer
 from tunnelsync.client.target import Sink
+from tunnelsync.client.thread import Threads
 from tunnelsync.errors import (
     BrokenOff,
     DatasetChanged,
@@ -36,13 +37,14 @@ class Download:
         way: Way,
         sink: Sink,
         settings: ClientSettings,
+        threads: Threads,
         record: Record,
         progress: Progress | None = None,
     ) -> None:
         self._way = way
         self._settings = settings
         self._record = record
-        self._here = Holdings(sink, settings, record, progress)
+        self._here = Holdings(sink, settings, threads, record, progress)
         self._patience = Patience(settings, asyncio.get_running_loop().time)
         self._fewest = math.inf
         self._workers: asyncio.TaskGroup

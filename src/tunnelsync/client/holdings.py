@@ -14,7 +14,7 @@ from tunnelsync.client.journal import Kept, Version
 from tunnelsync.client.plan import Plan
 from tunnelsync.client.record import Record
 from tunnelsync.client.target import Sink
-from tunnelsync.client.thread import FileThread
+from tunnelsync.client.thread import FileThread, Threads
 from tunnelsync.errors import DatasetChanged, ProtocolError, VerificationFailed, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
@@ -32,7 +32,12 @@ class Holdings:
     """
 
     def __init__(
-        self, sink: Sink, settings: ClientSettings, record: Record, progress: Progress | None
+        self,
+        sink: Sink,
+        settings: ClientSettings,
+        threads: Threads,
+        record: Record,
+        progress: Progress | None,
     ) -> None:
         self.plan = Plan(settings.parallel_least_bytes // BLOCK_BYTES)
         self.version: Version | None = None
@@ -48,8 +53,9 @@ class Holdings:
         self._settings = settings
         self._record = record
         self._progress = progress
-        self._files = FileThread()
-        self._syncs = FileThread()
+        self._threads = threads
+        self._files = threads.take()
+        self._syncs: FileThread | None = None
         self._unsynced: list[tuple[int, bytes]] = []
         self._next_ordered = 0
 
@@ -71,7 +77,7 @@ class Holdings:
     def forget(self) -> None:
         """Forget what an earlier run left; `begin` drops it from the sink."""
         self._record.resumed_bytes = 0
-        self.version = self._left = None
+        self.version = None
         self.plan.forget()
 
     async def begin(self, version: Version) -> None:
@@ -79,7 +85,11 @@ class Holdings:
         if self.version is None:
             self._expect(version)
         self.version = version
-        await self._files.call(partial(self._sink.begin, version, tuple(self.plan.held())))
+        begin = partial(self._sink.begin, version, tuple(self.plan.held()))
+        if self._left is None:
+            begin()  # which has nothing to do on the disk then
+        else:
+            await self._files.call(begin)
         self.begun, self._left = True, None
         self._tell()
 
@@ -129,18 +139,24 @@ class Holdings:
         if self.announced_root not in (None, root):
             raise DatasetChanged("blocks of two versions came under one etag")
         self._record.received(root)
-        await self._syncs.call(_nothing)  # the one under way still needs the descriptor
+        if self._syncs is not None:
+            await self._syncs.call(_nothing)  # what is under way still needs the descriptor
         self._see_none_lost()
         await self._files.call(partial(self._publish, self.version.modified_ns))
 
     async def close(self, *, keep: bool) -> None:
         """Let go of the sink; what is kept of a download that failed is synced before."""
         try:
-            if not self.ordered:  # else its reader may never take what the thread still writes
+            if not self.ordered and not self._published:
+                # Where it is ordered, its reader may never take what the thread still writes.
                 await self._let_go(keep=keep)
         finally:
-            self._files.close()
-            self._syncs.close()
+            if self._published and not self.ordered:
+                self._threads.give(self._files)
+            else:
+                self._files.close()
+            if self._syncs is not None:
+                self._syncs.close()
 
     async def _let_go(self, *, keep: bool) -> None:
         await self._files.call(_nothing)  # what was cancelled in the thread ends all the same
@@ -151,7 +167,8 @@ class Holdings:
             if keep and self.version is not None:
                 kept = f"{self.done_bytes:,} verified bytes are kept"
                 self._record.note(f"{kept}: the same command goes on from there")
-        await self._syncs.call(_nothing)
+        if self._syncs is not None:
+            await self._syncs.call(_nothing)
         await self._files.call(partial(self._sink.close, keep=keep))
 
     @property
@@ -215,6 +232,7 @@ class Holdings:
     async def _sync(self) -> None:
         if self._unsynced or self._lost:
             blocks, self._unsynced = self._unsynced, []
+            self._syncs = self._syncs or FileThread()
             # Cancelled, it goes on all the same: its blocks are not in the list any more.
             await asyncio.shield(self._syncs.call(partial(self._checkpoint, blocks)))
 

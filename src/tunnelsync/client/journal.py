@@ -61,7 +61,6 @@ class Kept:
     origin: Origin
     version: Version
     inode: int
-    pid: int
     blocks: Mapping[int, bytes]
 
 
@@ -72,7 +71,6 @@ def encode(kept: Kept) -> bytes:
         **asdict(kept.origin),
         **asdict(kept.version),
         "inode": kept.inode,
-        "pid": kept.pid,
     }
     return _record(orjson.dumps(head)) + encode_blocks(kept.blocks.items())
 
@@ -95,7 +93,7 @@ def decode(data: bytes) -> Kept | None:
         version = Version(
             _number(head["size"]), _text(head["etag"]), _number(head["modified_ns"], -(2**63))
         )
-        inode, pid = _number(head["inode"]), _number(head["pid"])
+        inode = _number(head["inode"])
     except (IndexError, KeyError, TypeError, ValueError):
         return None
     blocks: dict[int, bytes] = {}
@@ -104,7 +102,7 @@ def decode(data: bytes) -> Kept | None:
         if len(packed) % ENTRY.size:
             break
         blocks |= {index: one for index, one in ENTRY.iter_unpack(packed) if index < count}
-    return Kept(origin, version, inode, pid, blocks)
+    return Kept(origin, version, inode, blocks)
 
 
 class Journal:

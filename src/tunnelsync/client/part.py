@@ -65,6 +65,7 @@ class PartFile:
         self._full: OSError | None = None
         self._synced: list[tuple[int, bytes]] = []
         self._noted = False
+        self._unwritten: Kept | None = None
         self._target = target
         self._part = beside(target, SUFFIX)
         self._journal = Journal(beside(target, JOURNAL_SUFFIX), journal_bytes)
@@ -89,10 +90,11 @@ class PartFile:
                     if kept is None:
                         self._empty()
                     return kept
-        raise _busy(self._target, None)
+        raise _busy(self._target)
 
     def begin(self, version: Version, blocks: Blocks) -> None:
-        """Write the journal anew; without blocks to start from, the part file is emptied."""
+        """Write the journal anew; without blocks to start from, the part file is emptied, and the
+        journal waits for the first of them: a small dataset never has one."""
         held: Mapping[int, bytes] = dict(blocks)
         with explained(self._journal.path):
             if not held:
@@ -101,7 +103,9 @@ class PartFile:
                 os.ftruncate(self._descriptor, version.size)
             if self._origin is not None:
                 inode = os.fstat(self._descriptor).st_ino
-                self._journal.begin(Kept(self._origin, version, inode, os.getpid(), held))
+                self._unwritten = Kept(self._origin, version, inode, held)
+                if held:
+                    self._write_journal()
 
     def write(self, index: int, parts: Sequence[bytes]) -> None:
         """Write a block in its place."""
@@ -132,10 +136,16 @@ class PartFile:
                 raise
             self._synced += blocks
         with explained(self._journal.path):
+            self._write_journal()
             self._journal.append(self._synced)
             if not self._noted:
                 _sync_folder(self._target.parent)
         self._synced, self._noted = [], True
+
+    def _write_journal(self) -> None:
+        if self._unwritten is not None:
+            self._journal.begin(self._unwritten)
+            self._unwritten = None
 
     def publish(self, modified_ns: int) -> None:
         """Give the file its time and its name; `TargetExists` if another has taken that name."""
@@ -233,8 +243,9 @@ class PartFile:
                 os.close(descriptor)
                 return None
         except BlockingIOError:
+            holder = _holder(descriptor)
             os.close(descriptor)
-            raise _busy(self._target, self._journal.read()) from None
+            raise _busy(self._target, holder) from None
         except BaseException:
             os.close(descriptor)
             raise
@@ -261,6 +272,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _busy(target: Path, holder: Kept | None) -> TargetBusy:
-    which = f"another process ({holder.pid})" if holder else "another process"
-    return TargetBusy(f"{which} is writing {printable(str(target))}")
+def _busy(target: Path, holder: str = "") -> TargetBusy:
+    return TargetBusy(f"another process{holder} is writing {printable(str(target))}")
+
+
+def _holder(descriptor: int) -> str:
+    """Return `` (PID)`` of the process that has locked a file, where the system tells it."""
+    found = os.fstat(descriptor)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and words[5:6] == [place] and words[4] != "0":
+                return f" ({words[4]})"
+    return ""
