@@ -1,64 +1,35 @@
-"""A TCP proxy between real processes that breaks connections as a bad line does."""
+"""A proxy that breaks connections in the middle of what they carry, as a bad line does."""
 
 import asyncio
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+
+from proxy import READ_BYTES, Proxy, Way, in_a_thread
 
 
-@dataclass(slots=True)
-class FaultProxy:
-    """Passes bytes on. Connections that carry more than ``cut_after`` bytes towards the target
-    are reset at that point, ``cuts`` times in all; ``cut`` counts those."""
+class FaultProxy(Proxy):
+    """Connections that carry more than ``cut_after`` bytes towards the target are reset at that
+    point, ``cuts`` times in all; ``cut`` counts those."""
 
-    target_port: int
-    cut_after: int = 0
-    cuts: int = 0
-    cut: int = 0
-    url: str = ""
-    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    def __init__(self, target_port: int, *, cut_after: int, cuts: int) -> None:
+        super().__init__(target_port)
+        self.cut_after = cut_after
+        self.cuts = cuts
+        self.cut = 0
 
-    async def serve(self, started: threading.Event, stop: asyncio.Event) -> None:
-        """Serve until told to stop."""
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        started.set()
-        async with server:
-            await stop.wait()
-            for writer in list(self._writers):
-                writer.transport.abort()
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        self._writers |= {writer, there_writer}
-        ways = (
-            asyncio.create_task(self._up(reader, there_writer)),
-            asyncio.create_task(_pass(there_reader, writer)),
-        )
-        with suppress(asyncio.CancelledError):  # the end of a test
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        for one in (writer, there_writer):
-            one.transport.abort()
-            self._writers.discard(one)
-
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def carry(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way
+    ) -> None:
+        """Pass on what comes, until it is too much."""
+        if way is Way.DOWN:
+            await super().carry(reader, writer, way)
+            return
         carried = 0
-        with suppress(ConnectionError):
-            while data := await reader.read(65536):
-                carried += len(data)
-                if self.cut_after and carried > self.cut_after and self.cut < self.cuts:
-                    self.cut += 1
-                    return
-                writer.write(data)
-                await writer.drain()
-
-
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while data := await reader.read(65536):
+        while data := await reader.read(READ_BYTES):
+            carried += len(data)
+            if carried > self.cut_after and self.cut < self.cuts:
+                self.cut += 1
+                raise ConnectionResetError
             writer.write(data)
             await writer.drain()
 
@@ -66,19 +37,5 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 @contextmanager
 def fault_proxy(target_port: int, *, cut_after: int, cuts: int) -> Iterator[FaultProxy]:
     """Run a proxy in a thread of its own."""
-    proxy = FaultProxy(target_port, cut_after, cuts)
-    started, stop = threading.Event(), asyncio.Event()
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def main() -> None:
-        loops.append(asyncio.get_running_loop())
-        await proxy.serve(started, stop)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert started.wait(10)
-    try:
+    with in_a_thread(FaultProxy(target_port, cut_after=cut_after, cuts=cuts)) as proxy:
         yield proxy
-    finally:
-        loops[0].call_soon_threadsafe(stop.set)
-        thread.join()
