@@ -15,13 +15,13 @@ from typing import Protocol
 
 from tunnelsync import protocol
 from tunnelsync.errors import (
-    Cancelled,
     ConnectorOffline,
     ConnectorReplaced,
     ConnectorUnknown,
     Internal,
     ProtocolError,
     RouterBusy,
+    TransferGone,
     TunnelSyncError,
 )
 from tunnelsync.identity import Mac
@@ -239,10 +239,10 @@ class Switchboard:
             transfer.end_with(error)
             raise
         except asyncio.CancelledError:
-            transfer.end_with(Cancelled("the client left, or cancelled"))
+            transfer.end_with(TransferGone("the client left, or cancelled"))
             raise
         except ConnectionError:
-            transfer.end_with(Cancelled("the client's connection broke"))
+            transfer.end_with(TransferGone("the client's connection broke"))
             raise
         except BaseException as exc:
             transfer.end_with(Internal(f"{type(exc).__name__} in the router"))
