@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TypeVar
 
@@ -28,7 +28,9 @@ class Proxy:
         self.port = 0
         self.carried = dict.fromkeys(Way, 0)
         self._writers: set[asyncio.StreamWriter] = set()
+        self._ways: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def url(self) -> str:
@@ -37,6 +39,7 @@ class Proxy:
 
     async def open(self) -> None:
         """Listen on a free port."""
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(
             self._connection, "127.0.0.1", 0, limit=READ_BYTES
         )
@@ -47,12 +50,20 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.break_all()
-        await asyncio.sleep(0)
+        while self._writers:
+            await asyncio.sleep(0.01)
+
+    def break_from_outside(self) -> None:
+        """Reset every connection that is open, from another thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.break_all)
 
     def break_all(self) -> int:
         """Reset every connection that is open; return how many ends there were."""
         for writer in self._writers:
             writer.transport.abort()
+        for way in self._ways:
+            way.cancel()
         return len(self._writers)
 
     async def carry(
@@ -78,17 +89,16 @@ class Proxy:
             asyncio.create_task(self._through(reader, there_writer, Way.UP)),
             asyncio.create_task(self._through(there_reader, writer, Way.DOWN)),
         ]
-        try:
-            with suppress(asyncio.CancelledError):  # the end of a test
-                await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            for one in ways:
-                one.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            for end in ends:
-                # What was passed on before a clean end is still to go out.
-                (end.close if not any(map(_failed, ways)) else end.transport.abort)()
-            self._writers -= ends
+        self._ways.update(ways)
+        await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
+        for one in ways:
+            one.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        for end in ends:
+            # What was passed on before a clean end is still to go out.
+            (end.transport.abort if any(map(_failed, ways)) else end.close)()
+        self._ways.difference_update(ways)
+        self._writers -= ends
 
     async def _through(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way
