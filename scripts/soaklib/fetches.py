@@ -112,7 +112,7 @@ class Slot:
         fit = [one for one in self._stage.datasets if mode != "buffer" or one.size <= BUFFER_BYTES]
         large = [one for one in fit if one.size > BUFFER_BYTES]
         dataset = chance.choice(large if large and chance.random() < 0.6 else fit)
-        reader = chance.choice((None, None, None, "at once", "slowly", "a part"))
+        reader = chance.choice((*(None,) * 7, "at once", "slowly", "a part"))
         parallel = chance.choice((0, 0, 2, 4)) if mode != "buffer" and not reader else 0
         flags = ("--force", *(["--no-sync"] if chance.random() < 0.5 else []))
         return job(mode, dataset, parallel=parallel, reader=reader, flags=flags)
