@@ -213,7 +213,7 @@ class ClientSettings:
     parallel_round_trip_seconds: float = _setting(
         0.02, "from there on, one connection's window can be short of the line"
     )
-    parallel_least_bytes: int = _setting(32 * MIB, "a stream of its own for less does not pay")
+    parallel_least_bytes: int = _setting(16 * MIB, "a stream of its own for less does not pay")
 
 
 Role = TypeVar("Role", StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)
