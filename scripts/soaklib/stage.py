@@ -41,13 +41,6 @@ DESCRIPTORS_SLACK = 2
 one that a library keeps in reserve. A leak grows with every fault, and there are dozens."""
 RSS_SLACK_BYTES = 128 * MIB
 """What an allocator keeps after a soak. A leak of blocks, of 4 MiB each, is soon above it."""
-TOLERATED = re.compile(
-    r"^\S+ ERROR asyncio: Task exception was never retrieved.*ClientRequest\.write_bytes\(\)"
-    r".*ClientConnectionResetError.*\nTraceback.*\n(?:  .*\n)*.*ClientConnectionResetError:.*\n",
-    re.MULTILINE,
-)
-"""aiohttp forgets this task when it asks a store for "100 Continue" on a connection that is being
-reset. Whoever waits for the answer is told, and tries again: nothing but the log is wrong."""
 
 ROUTER: Mapping[str, object] = {
     "DRAIN_SECONDS": 3,
@@ -187,12 +180,7 @@ class Stage:
             return
         whole = child.log.read_text(errors="backslashreplace")
         judged, self._judged[child.process.pid] = self._judged.get(child.process.pid, 0), len(whole)
-        text, tolerated = TOLERATED.subn("", whole[judged:])
-        if tolerated:
-            self._tally.note(
-                "tolerated: tracebacks of aiohttp in a connector's log, of a request whose"
-                " connection was reset before it began"
-            )
+        text = whole[judged:]
         for sign in SIGNS_OF_A_DEFECT:
             if sign in text:
                 at = text.index(sign)
