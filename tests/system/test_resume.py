@@ -321,4 +321,8 @@ def test_a_receipt_tells_of_a_fetch_that_failed_and_verify_checks_one_that_did_n
     os.truncate(target, 5)
     assert "has 5 bytes" in system.cli("verify", target, receipt).err
     assert system.cli("verify", target, target).code == 2
+    for clash in (("-o", target, "--receipt", target), ("--receipt", "big"), ("--receipt", out)):
+        done = system.cli("fetch", MAC, "big", "--force", *clash)
+        assert done.code == 2, done.err
+        assert target.stat().st_size == 5
     assert system.cli("verify", target, out / "none").code == 3

@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +12,8 @@ import click
 from tunnelsync.cli import options, output, running
 from tunnelsync.client import Fetched, Record, Resume, TunnelSync
 from tunnelsync.client.holdings import Progress
-from tunnelsync.errors import Usage
+from tunnelsync.client.target import resolve
+from tunnelsync.errors import TunnelSyncError, Usage, WriteFailed
 from tunnelsync.protocol import Mode, Receipt, printable
 from tunnelsync.settings import ClientSettings
 
@@ -146,6 +148,8 @@ def _run(
                     record=record,
                 )
 
+    if receipt_path is not None:
+        _check_receipt(receipt_path, path, dataset)
     with _receipt(receipt_path, record):
         fetched = running.run(work())
     if as_json:
@@ -156,20 +160,33 @@ def _run(
 
 @contextmanager
 def _receipt(path: str | None, record: Record) -> Iterator[None]:
-    """Write the receipt of a fetch, however it ends; but not of one that was never asked for."""
-    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
-        raise Usage(
-            f"there is no folder for the receipt {printable(path)}", hint="Create it first."
-        )
-    ended: BaseException | None = None
+    """Write the receipt of a fetch, however it ends; but not of one that was never asked for.
+
+    An error of the fetch is told even where its receipt cannot be written.
+    """
     try:
         yield
     except BaseException as error:
-        ended = error
-        raise
-    finally:
         if path is not None and record.asked is not None:
-            output.save(path, record.receipt(ended))
+            with suppress(WriteFailed):
+                output.save(path, record.receipt(error))
+        raise
+    if path is not None:
+        output.save(path, record.receipt())
+
+
+def _check_receipt(receipt: str, path: str | None, dataset: str) -> None:
+    """Raise `Usage` for a receipt that has no place, or would take that of the dataset."""
+    folder, name = os.path.split(os.path.abspath(receipt))
+    if not name or not os.path.isdir(folder) or os.path.isdir(receipt):
+        what = f"the receipt cannot be written as {printable(receipt)}"
+        raise Usage(what, hint="Give the name of a file, in a folder that is there.")
+    target = None
+    with suppress(TunnelSyncError):  # which the fetch itself tells
+        target = None if path == "-" else resolve(path, dataset, force=True)
+    if target is not None and target == Path(folder, name):
+        what = f"{printable(receipt)} cannot be both the dataset and its receipt"
+        raise Usage(what, hint="Give --receipt another name.")
 
 
 def _summary(fetched: Fetched) -> str:

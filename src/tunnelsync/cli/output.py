@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -122,6 +123,8 @@ def save(path: str, message: object) -> None:
             file.write(wire.dumps(message) + b"\n")
         os.replace(fresh, path)
     except (OSError, ValueError) as exc:
+        with suppress(OSError, ValueError):
+            os.unlink(fresh)
         why = exc.strerror if isinstance(exc, OSError) else "that cannot be the name of a file"
         raise WriteFailed(f"cannot write {printable(path)}: {why}") from None
 

@@ -12,6 +12,7 @@ from typing import Self, TypeVar
 from urllib.parse import quote
 
 from aiohttp import (
+    ClientConnectorCertificateError,
     ClientResponse,
     ClientSession,
 )
@@ -177,8 +178,12 @@ class Link:
         """Return the body of an answer of the router."""
         return Body(response, peer="the router", idle_seconds=self.settings.idle_seconds)
 
-    def _unreachable(self, error: BaseException) -> RouterUnreachable:
-        return RouterUnreachable(f"cannot reach the router at {self.router}: {reason(error)}")
+    def _unreachable(self, error: BaseException) -> TunnelSyncError:
+        message = f"cannot reach the router at {self.router}: {reason(error)}"
+        if isinstance(error, ClientConnectorCertificateError):
+            # A certificate that is refused now will be in two minutes, too.
+            return NotARouter(message, hint=RouterUnreachable.next_step)
+        return RouterUnreachable(message)
 
     async def _problem(self, response: ClientResponse) -> TunnelSyncError:
         """Return the error that an answer tells of, whoever wrote it."""
@@ -205,8 +210,8 @@ class Link:
         return error
 
 
-PASSING = frozenset({408, 429, 502, 503, 504})
-"""Statuses of a proxy whose router is away for a moment."""
+PASSING = frozenset({408, 429, 502, 503, 504, *range(520, 525)})
+"""Statuses of a proxy (from 520 on, of Cloudflare) whose router is away for a moment."""
 RETRY_AFTER_SECONDS = 60
 """The longest pause that we let ourselves be told."""
 
