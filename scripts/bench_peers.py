@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import click
 from benchlib import install, machine, peers, report, rounds, standings, system
 from benchlib.dataset import dataset
 from benchlib.processes import BenchFailed, forget_peak, peak_bytes
-from benchlib.relays import RELAYS, versions
+from benchlib.relays import RELAYS, Relay, versions
 from benchlib.rounds import CLIENT, COMMAND, Contender
 from benchlib.runs import Sample
 from benchlib.ways import RELAY, Run, Setting, measured
@@ -37,7 +37,7 @@ VERIFIES = "client (BLAKE3)"
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--quick", is_flag=True, help="64 MiB, one round")
 @click.option("--rounds", "count", type=click.IntRange(1), help="runs of each; default: 5")
-@click.option("--only", multiple=True, help="this peer; may be given again")
+@click.option("--only", type=click.Choice([one.name for one in RELAYS]), multiple=True)
 @click.option("--install", "get", is_flag=True, help="get missing peers into the cache before")
 @click.option("--output", type=click.Path(path_type=Path), help="folder for what is written")
 @click.option("--folder", type=click.Path(path_type=Path, exists=True), help="for all files")
@@ -64,7 +64,9 @@ def main(
         console.print(text, markup=False, highlight=False, style="dim")
 
     install.use_cache()
-    reasons = install.install(say) if get else {}
+    chosen = [relay for relay in RELAYS if not only or relay.name in only]
+    needed = {name for relay in chosen for name in relay.needs.split()}
+    reasons = install.install(needed, say) if get else {}
     size, default_rounds = QUICK if quick else FULL
     try:
         with ExitStack() as stack:
@@ -75,7 +77,7 @@ def main(
             facts = machine.facts(temporary, None)
             facts["tools"] |= versions()
             left_out: dict[str, str] = {}
-            contenders = entered(temporary, size, only, reasons, left_out, stack, say)
+            contenders = entered(temporary, size, chosen, reasons, left_out, stack, say)
             began = time.monotonic()
             left_out |= rounds.play(
                 contenders,
@@ -122,7 +124,7 @@ def _stop(number: int, _: object) -> None:
 def entered(
     folder: Path,
     size: int,
-    only: tuple[str, ...],
+    chosen: Sequence[Relay],
     reasons: dict[str, str],
     left_out: dict[str, str],
     stack: ExitStack,
@@ -138,9 +140,7 @@ def entered(
     if not peers.found("nginx"):
         origin = stack.enter_context(peers.nginx(datasets, folder / "nginx"))
     setting = Setting(source, origin, folder)
-    for relay in RELAYS:
-        if only and relay.name not in only:
-            continue
+    for relay in chosen:
         if missing := peers.found(*relay.needs.split()):
             why = next((reasons[name] for name in missing if name in reasons), "not installed")
             left_out[relay.name] = f"no {' and no '.join(missing)}: {why}"

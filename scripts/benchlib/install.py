@@ -127,14 +127,15 @@ def use_cache() -> None:
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin:{BIN}"
 
 
-def install(say: Callable[[str], None]) -> dict[str, str]:
+def install(needed: set[str], say: Callable[[str], None]) -> dict[str, str]:
     """Get what is missing, and return the reason for each program that cannot be had."""
     BIN.mkdir(parents=True, exist_ok=True)
     reasons: dict[str, str] = {}
     for peer in PEERS:
-        if all(shutil.which(name) for name in peer.programs):
+        if not needed & set(peer.programs) or all(map(shutil.which, peer.programs)):
             continue
-        say(f"getting {' and '.join(peer.programs)} ({peer.source} {peer.version}) into {CACHE}")
+        what = f"{peer.source} {peer.version}".strip()
+        say(f"getting {' and '.join(peer.programs)} ({what}) into {CACHE}")
         # Built aside and moved, so that a build cut off leaves nothing that looks whole.
         with tempfile.TemporaryDirectory(prefix="building-", dir=CACHE) as folder:
             try:

@@ -238,7 +238,7 @@ RELAYS = (
         "nginx > frpc > FRPS > curl",
         _frp,
         "frps --version",
-        encrypts="frpc to frps",
+        encrypts="the tunnel",
     ),
     Relay(
         "frp, no TLS, no mux",
@@ -252,7 +252,7 @@ RELAYS = (
         "nginx > chisel > CHISEL > curl",
         _chisel,
         "chisel --version",
-        encrypts="chisel to chisel",
+        encrypts="the tunnel",
     ),
     Relay(
         "ssh -R",
@@ -260,7 +260,7 @@ RELAYS = (
         "nginx > ssh > SSHD > curl",
         sshd.remote,
         "ssh -V",
-        encrypts="ssh to sshd",
+        encrypts="the tunnel",
     ),
     Relay(
         "croc",

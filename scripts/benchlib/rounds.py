@@ -1,9 +1,11 @@
 """Rounds of all contenders on one file, and the figures that come out of them.
 
-In turns, as in `benchlib.runs`; but a contender that fails is left out with a reason, and each
-output is compared with the file and removed before the next one runs.
+In turns, as in `benchlib.runs`; but shuffled, so that nobody always runs behind the same one. A
+contender that fails is left out with a reason, and each output is compared with the file and
+removed before the next one runs.
 """
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -55,8 +57,7 @@ def play(
         if number and time.monotonic() + (time.monotonic() - began) / number > deadline:
             say(f"time is up after {number} rounds")
             break
-        turn = number * len(turns) // rounds
-        for one, how in (*turns[turn:], *turns[:turn]):
+        for one, how in random.Random(number).sample(turns, len(turns)):
             if one.name in failed:
                 continue
             try:
@@ -125,6 +126,14 @@ def _times(one: Contender, how: str, ours: dict[str, Contender], size: int) -> d
         "megabytes_per_second_fastest": size / 1e6 / seconds[0],
         "our_rate_divided_by_its": {
             name: median / statistics.median(sample.seconds for sample in we.samples[how])
+            for name, we in ours.items()
+            if one.name not in OURS
+        },
+        "the_same_of_paired_runs": {
+            name: statistics.median(
+                its.seconds / ours.seconds
+                for its, ours in zip(one.samples[how], we.samples[how], strict=True)
+            )
             for name, we in ours.items()
             if one.name not in OURS
         },

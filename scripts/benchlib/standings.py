@@ -14,8 +14,9 @@ GREEN, BLUE, GREY, INK = "#1b7f5a", "#5b7fa6", "#b9c0c7", "#2b2f33"
 NOTE = (
     "Time of whole commands, their start included; for our open client, from the request to the "
     "verified file in place.\n"
-    "CPU and peak memory are those of the relay's process alone. Where nobody is named, nobody "
-    "verifies, and nothing is encrypted."
+    "Numbers are medians, whiskers the slowest and the fastest run. "
+    "CPU and peak memory are those of the relay's process alone.\n"
+    "Where nobody is named, nobody verifies, and nothing is encrypted."
 )
 
 
@@ -26,14 +27,14 @@ def table(document: dict[str, Any]) -> Table:
     for name in ("", "verifies", "encrypts"):
         made.add_column(name, no_wrap=True)
     for name in (
-        "MB/s\n(from, to)",
+        "MB/s\n(from-to)",
         "ours / its\nclient, cmd",
-        "synced MB/s\n(from, to)",
+        "synced MB/s\n(from-to)",
         "ours / its\nclient, cmd",
         "relay CPU\ns/GiB",
         "relay\npeak MB",
     ):
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", no_wrap=True)
     for row in document["rows"]:
         style = "bold green" if row["name"] in OURS else "" if row[INSIDE] else "dim"
         used, peak = row["relay_cpu_seconds_per_gib"], row["relay_peak_bytes"]
@@ -54,7 +55,7 @@ def _rate_cells(times: dict[str, Any]) -> tuple[str, str]:
     rates = [times[f"megabytes_per_second{end}"] for end in ("", "_slowest", "_fastest")]
     ratios = times["our_rate_divided_by_its"]
     cells = [f"{ratios[name]:.2f}" for name in (CLIENT, COMMAND) if name in ratios]
-    return "{:.0f} ({:.0f}, {:.0f})".format(*rates), "  ".join(cells)
+    return "{:.0f} ({:.0f}-{:.0f})".format(*rates), "  ".join(cells)
 
 
 def machine_line(document: dict[str, Any]) -> str:
