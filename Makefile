@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minio check format bench bench-buffer bench-stream bench-offload
+.PHONY: help demo test test-minio soak check format bench bench-buffer bench-stream bench-offload
 .PHONY: bench-peers clean
 
 help: ## show this list
 	@echo "make demo [KEEP=1]   every mode on this machine, verified; KEEP=1 stays up"
 	@echo "make test [ARGS=..]  all tests, on real processes and a real S3 server (SeaweedFS)"
 	@echo "make test-minio      the tests of the store, on a real MinIO (needs Go)"
+	@echo "make soak            faults of every kind for MINUTES=2, drawn from SEED=; every byte"
+	@echo "                     compared; ARGS= goes to scripts/soak.py"
 	@echo "make check           ruff (lint and format) and mypy --strict"
 	@echo "make format          let ruff put the sources in order"
 	@echo "make bench           throughput, CPU and memory of every mode; also bench-buffer,"
@@ -31,6 +33,10 @@ test-minio: $(VENV)/.test
 	@minio="$$(sh scripts/build-minio.sh)" && \
 	  PATH="$$(dirname "$$minio"):$$PATH" TUNNELSYNC_STORE_TESTS=minio \
 	  $(BIN)/python -m pytest -m store $(ARGS)
+
+soak: $(VENV)/.test
+	$(BIN)/python scripts/soak.py $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -8,13 +8,13 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
-from fault_proxy import in_a_thread
+from proxy import Proxy, in_a_thread
 
 Part = Literal["request", "body", "answer", "hole", "late hole", "too large"]
 PIECE_BYTES = 65536
@@ -80,19 +80,18 @@ class Line:
         self.there_writer.transport.abort()
 
 
-@dataclass(slots=True)
-class LossyProxy:
+class LossyProxy(Proxy):
     """``seen`` holds the requests of the connector in order, ``heard`` the messages on its socket,
     the lost ones among them; ``let_go`` counts the holes that the router has left."""
 
-    target_port: int
-    url: str = ""
-    losses: list[Loss] = field(default_factory=list)
-    seen: list[Request] = field(default_factory=list)
-    heard: list[str] = field(default_factory=list)
-    let_go: int = 0
-    _lines: list[Line] = field(default_factory=list)
-    _sockets: list[Line] = field(default_factory=list)
+    def __init__(self, target_port: int) -> None:
+        super().__init__(target_port)
+        self.losses: list[Loss] = []
+        self.seen: list[Request] = []
+        self.heard: list[str] = []
+        self.let_go = 0
+        self._lines: list[Line] = []
+        self._sockets: list[Line] = []
 
     @property
     def messages(self) -> list[str]:
@@ -112,10 +111,11 @@ class LossyProxy:
         for line in self._sockets:
             line.abort()
 
-    def hang_up(self) -> None:
+    def break_all(self) -> int:
         """Break off what is open."""
         for line in self._lines:
             line.abort()
+        return 2 * len(self._lines)
 
     def _lose(self, message: str) -> Loss | None:
         for loss in self.losses:
@@ -125,6 +125,7 @@ class LossyProxy:
         return None
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass one request after the other on, but for those to be lost."""
         there = await asyncio.open_connection("127.0.0.1", self.target_port)
         line = Line(reader, writer, *there)
         self._lines.append(line)
@@ -254,6 +255,6 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
 @contextmanager
 def lossy_proxy(target_port: int) -> Iterator[tuple[LossyProxy, asyncio.AbstractEventLoop]]:
     """Run a proxy in a thread of its own; yields it and the loop that it runs in."""
-    proxy = LossyProxy(target_port)
-    with in_a_thread(proxy.connection, proxy.hang_up) as (proxy.url, loop):
-        yield proxy, loop
+    with in_a_thread(LossyProxy(target_port)) as proxy:
+        assert proxy.loop is not None
+        yield proxy, proxy.loop

@@ -4,6 +4,7 @@ aiohttp's own ``trust_env`` reads ``~/.netrc`` too: an entry for the host then c
 ``Authorization``, or sends a password to a store. So the environment's proxy is found here.
 """
 
+import asyncio
 import socket
 import ssl
 import urllib.request
@@ -49,6 +50,20 @@ async def http_session(
         headers={"User-Agent": f"tunnelsync/{__version__}", "Accept-Encoding": "identity"},
     ) as session:
         yield session
+
+
+def forget_resets() -> None:
+    """Keep the running loop from logging resets that somebody was told of already.
+
+    aiohttp leaves the task that writes a request to nobody when its connection is reset; whoever
+    waits for the answer gets that error, too, and deals with it.
+    """
+
+    def handled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), aiohttp.ClientConnectionResetError):
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(handled)
 
 
 def proxy_for(url: URL) -> dict[str, Any]:

@@ -200,6 +200,7 @@ class ClientSettings:
     )
     backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
     backoff_cap_seconds: float = _setting(10.0, "a line that is back is noticed by then")
+    idle_threads: int = _setting(8, "kept for the next file: one costs more than a small file")
     repairs: int = _setting(3, "a block that came wrong is fetched again so often")
     journal_seconds: float = _setting(
         2.0, "what a kill can cost; each entry waits for a sync of the data"
@@ -212,7 +213,7 @@ class ClientSettings:
     parallel_round_trip_seconds: float = _setting(
         0.02, "from there on, one connection's window can be short of the line"
     )
-    parallel_least_bytes: int = _setting(32 * MIB, "a stream of its own for less does not pay")
+    parallel_least_bytes: int = _setting(16 * MIB, "a stream of its own for less does not pay")
 
 
 Role = TypeVar("Role", StoreSettings, RouterSettings, ConnectorSettings, ClientSettings)

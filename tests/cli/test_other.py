@@ -173,3 +173,11 @@ async def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: P
     assert (flag.code, "127.0.0.1:2/" in flag.err) == (5, True)
     unknown = await ran("ls", MAC, cwd=tmp_path, TUNNELSYNC_ROUTR="x")
     assert (unknown.code, "TUNNELSYNC_ROUTR" in unknown.err) == (2, True)
+
+
+@pytest.mark.parametrize("group", ["token", "store"])
+async def test_a_group_without_a_command_shows_its_help(tmp_path: Path, group: str) -> None:
+    done = await ran(group, cwd=tmp_path)
+    assert (done.code, done.out) == (2, b"")
+    assert done.err.startswith(f"Usage: tunnelsync {group} [OPTIONS] COMMAND")
+    assert "\nCommands:\n" in done.err

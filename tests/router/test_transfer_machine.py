@@ -142,6 +142,7 @@ class Life(RuleBasedStateMachine):
         self.complete: Complete | None = None
         self.result: bytes | None = None
         self.lied = False
+        self.late_already = False  # a deadline may have passed: its client is being told, perhaps
         self.before = State.SENT
         self.outcome: Outcome | None = None
         self.answered = 0
@@ -267,10 +268,18 @@ class Life(RuleBasedStateMachine):
         place=st.sampled_from(["right", "right", "next", *PLACES]),
         length=st.sampled_from(["rest", "rest", None, *PLACES]),
         closes=st.booleans(),
+        early=st.booleans(),
         lies=st.sampled_from([False] * 9 + [True]),
     )
-    def chunk(self, place: str | int, length: str | int | None, closes: bool, lies: bool) -> None:
-        """Open a chunk request; what it sends comes later."""
+    def chunk(
+        self,
+        place: str | int,
+        length: str | int | None,
+        closes: bool,
+        lies: bool,
+        early: bool = False,
+    ) -> None:
+        """Open a chunk request; what it sends comes later. An early one names what it follows."""
         chunks, state = self.transfer.chunks, self.state
         if isinstance(place, int):
             offset = place
@@ -283,6 +292,7 @@ class Life(RuleBasedStateMachine):
         posts: list[Post] = []
         errors: list[TunnelSyncError] = []
         chunk = Chunk(offset, size, content, lambda: None, self.loop.create_future())
+        chunk.after = chunks.next_offset if early else None
 
         async def handler() -> None:
             """What the handler of a chunk request does (see ``router/stream.py``)."""
@@ -308,7 +318,7 @@ class Life(RuleBasedStateMachine):
             assert isinstance(errors[0], TransferGone), errors
         elif self.init is None:
             assert isinstance(errors[0], Conflict), errors
-        elif offset not in plausible:
+        elif offset not in plausible and not early:
             assert isinstance(errors[0], WrongOffset), errors
         elif size is not None and offset + size > LENGTH and state is State.FLOWING:
             assert errors, (offset, size)
@@ -420,7 +430,8 @@ class Life(RuleBasedStateMachine):
         """From wherever it stands: whatever was lost, doubled or broken, it can be put right."""
         if not self.late:
             self.do(self.client.room.set)
-        failed = self.transfer.deadline.failure or self.complete or self.result
+        said = self.transfer.deadline.failure or self.complete or self.result
+        failed = said is not None or self.late_already
         if self.state is State.ENDED or failed or self.kind == "buffer":
             return
         if self.init is None:
@@ -466,6 +477,7 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 16, 25, 61]))
     def time_passes(self, seconds: float) -> None:
         self.loop.ahead += 0.6 if self.calm else seconds
+        self.late_already |= not self.calm
         self.do()
 
     @precondition(lambda self: not self.calm)

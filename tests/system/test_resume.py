@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ def source(system: System) -> Path:
     return make_file(system.tmp_path / "datasets" / "big", SIZE)
 
 
-def journaled(target: Path) -> int:
-    """Return how many blocks the journal of a target says are safe."""
-    kept = Journal(target.with_name(target.name + JOURNAL_SUFFIX), 64 * MIB).read()
-    return len(kept.blocks) if kept else 0
+def journaled(target: Path, since_ns: int = 0) -> int:
+    """Return how many blocks the journal of a target says are safe, if it is not too old."""
+    path = target.with_name(target.name + JOURNAL_SUFFIX)
+    kept = Journal(path, 64 * MIB).read()
+    with suppress(FileNotFoundError):
+        if kept and path.stat().st_ctime_ns >= since_ns:
+            return len(kept.blocks)
+    return 0
 
 
 def begun(target: Path, process: Process, blocks: int = 4) -> None:
@@ -254,8 +259,12 @@ def test_what_was_kept_is_dropped_when_that_is_asked_for(
     fetch = fetching(system, out / "big")
     begun(out / "big", fetch)
     fetch.kill()
+    began_ns = (out / f"big{JOURNAL_SUFFIX}").stat().st_ctime_ns + 1
     again = fetching(system, out / "big", *args)
-    wait_until(lambda: (out / f"big{SUFFIX}").stat().st_blocks > 0, 30, "a block")
+    if args == ("--no-resume",):
+        wait_until(lambda: not (out / f"big{JOURNAL_SUFFIX}").exists(), 30, "an end of the journal")
+    else:
+        wait_until(lambda: journaled(out / "big", began_ns), 30, "a journal of its own")
     connector.kill()
     assert again.wait(30) in (5, 7), again.log
     assert "going on from" not in again.log

@@ -80,6 +80,8 @@ class Child:
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
+    command: Sequence[str]
+    environ: Mapping[str, str]
 
     def check(self) -> None:
         """Raise `Unavailable` if it has ended, with its last words."""
@@ -144,24 +146,39 @@ class Children:
         for child in self._all:
             child.process.wait()
 
-    def start(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
-        """Start a process whose files, if it makes any, are in our folder."""
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        stdout: int | None = None,
+    ) -> Child:
+        """Start a process whose files, if it makes any, are in our folder.
+
+        ``stdout`` takes its standard output, which goes into the log otherwise.
+        """
         log = self._folder / f"{name}.log"
+        tied: tuple[str, ...] = ()
         if sys.platform == "linux":
             tied = (sys.executable, "-I", "-S", "-c", TIED_TO_US, str(os.getpid()))
-            command = (*tied, *command)
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command,
+                (*tied, *command),
                 env=self._environment() | dict(environ),
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdout=file if stdout is None else stdout,
+                stderr=file,
                 process_group=0,
             )
-        child = Child(name, process, log)
+        child = Child(name, process, log, command, environ)
         self._all.append(child)
         return child
+
+    def again(self, child: Child) -> Child:
+        """Start what has ended, or is ended by this, once more, with a new log."""
+        self.end(child)
+        return self.start(child.name, child.command, child.environ)
 
     def end(self, child: Child) -> None:
         """End one of them."""

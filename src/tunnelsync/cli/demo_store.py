@@ -41,10 +41,15 @@ def weed() -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The S3 server of the demo, as settings of a router and of a connector."""
+    """The S3 server of the demo, as settings of a router and of a connector.
+
+    ``child`` is its process, None where there is no server.
+    """
 
     for_router: Mapping[str, str]
     for_connector: Mapping[str, str]
+    child: Child | None = None
+    endpoint: str = ""
 
 
 @contextmanager
@@ -84,7 +89,7 @@ async def start(children: Children, program: str, folder: Path, used: set[int]) 
         endpoint = f"http://127.0.0.1:{ports['s3']}"
         child = children.start("store", command, environ)
         try:
-            await _answers(child, f"{endpoint}/healthz")
+            await ready(child, endpoint)
         except Unavailable as exc:
             children.end(child)
             if attempt == STARTS:
@@ -93,10 +98,13 @@ async def start(children: Children, program: str, folder: Path, used: set[int]) 
             break
     public = {"TUNNELSYNC_STORE_ENDPOINT": endpoint}
     secret = {f"TUNNELSYNC_STORE_{name}": value for name, value in keys.items()}
-    return Store(public, public | secret | {"TUNNELSYNC_STORE_CREATE_BUCKET": "true"})
+    for_connector = public | secret | {"TUNNELSYNC_STORE_CREATE_BUCKET": "true"}
+    return Store(public, for_connector, child, endpoint)
 
 
-async def _answers(child: Child, url: str) -> None:
+async def ready(child: Child, endpoint: str) -> None:
+    """Wait until the server answers; raise `Unavailable` if it ends before, or takes too long."""
+    url = f"{endpoint}/healthz"
     deadline = time.monotonic() + START_SECONDS
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
         while time.monotonic() < deadline:

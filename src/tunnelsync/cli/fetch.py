@@ -43,12 +43,14 @@ def _flags(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--retry-for",
             "retry_for_seconds",
+            type=click.FloatRange(0),
             metavar="S",
             help="wait so long for a line, router or connector that is away "
             "[TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS; default 120]",
         ),
         click.option(
             "--parallel",
+            type=click.IntRange(0, ClientSettings().parallel_most),
             metavar="N",
             help="streams at once, at most 8; 0 chooses by size and line "
             "[TUNNELSYNC_CLIENT_PARALLEL; default 0]",

@@ -153,6 +153,9 @@ def usage_error(error: click.ClickException) -> int:
     """Print what is wrong with the arguments, and return exit code 2."""
     if _as_json:
         return failure(Usage(error.format_message(), hint="Add --help to see what is possible."))
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        _write(sys.stderr, error.format_message() + "\n")
+        return 2
     if isinstance(error, click.UsageError) and error.ctx is not None:
         _write(sys.stderr, error.ctx.get_usage() + "\n")
     hint = f"`{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else "--help"  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from tunnelsync.client.part import PartFile, Resume
 from tunnelsync.client.record import Asked, Fetched, Record
 from tunnelsync.client.stream import Stream
 from tunnelsync.client.target import Descriptor, Sink, resolve
-from tunnelsync.client.thread import FileThread
+from tunnelsync.client.thread import Threads
 from tunnelsync.errors import BadSetting, BrokenOff, ProtocolError
 from tunnelsync.identity import Mac, mac_address
 from tunnelsync.protocol import (
@@ -93,6 +93,7 @@ class TunnelSync:
         self._settings = chosen
         self._link = Link(chosen)
         self._link.waiting = waiting
+        self._threads = Threads(chosen.idle_threads)
 
     async def __aenter__(self) -> Self:
         await self._link.__aenter__()
@@ -104,6 +105,7 @@ class TunnelSync:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._threads.close()
         await self._link.__aexit__(kind, error, trace)
 
     async def fetch(
@@ -167,7 +169,7 @@ class TunnelSync:
         asked = record.asked
         assert asked is not None
         way = self._way(asked.mode, asked.mac, asked.dataset, record)
-        await Download(way, sink, self._settings, record, progress).run()
+        await Download(way, sink, self._settings, self._threads, record, progress).run()
         return record.fetched(path)
 
     def _record(self, record: Record | None, mac: Mac, dataset: str, mode: Mode) -> Record:
@@ -189,7 +191,7 @@ class TunnelSync:
         asks once, and tries nothing again.
         """
         mac, dataset = _checked(mac, dataset)
-        thread = FileThread()
+        thread = self._threads.take()
         try:
             async with (
                 self._way(Mode(mode), mac, dataset, Record()).opened(WHOLE) as incoming,
@@ -203,7 +205,7 @@ class TunnelSync:
                 if done < size:
                     raise BrokenOff(f"{done} of {size} bytes came")
         finally:
-            thread.close()
+            self._threads.give(thread)
 
     async def read(self, mac: str, dataset: str) -> bytes:
         """Return a whole, verified dataset by mode buffer; `TooLarge` over the router's cap."""

@@ -10,7 +10,12 @@ from tunnelsync.client.incoming import Incoming, Part, mode_of
 from tunnelsync.client.link import Link
 from tunnelsync.client.offload import Offload
 from tunnelsync.client.stream import Stream
-from tunnelsync.errors import ProtocolError, StoreRefused, StoreUnavailable
+from tunnelsync.errors import (
+    ProtocolError,
+    StoreRefused,
+    StoreUnavailable,
+    VerificationFailed,
+)
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import Mode
 
@@ -40,13 +45,15 @@ class Auto:
     async def opened(self, part: Part) -> AsyncIterator[Incoming]:
         """Ask for a part, and follow the mode that the connector chose.
 
-        When the store fails before the first byte, asks again for stream alone.
+        When the store fails before the first byte, or its digests are wrong, asks again for
+        stream alone.
         """
+        accept = self._accept
         async with AsyncExitStack() as stack:
             try:
                 incoming = await stack.enter_async_context(self._way(part))
-            except (StoreUnavailable, StoreRefused) as error:
-                if self._accept != BOTH:
+            except (StoreUnavailable, StoreRefused, VerificationFailed) as error:
+                if accept != BOTH:
                     raise
                 self._leave_the_store(error.message)
                 incoming = await stack.enter_async_context(self._way(part))
@@ -62,6 +69,8 @@ class Auto:
                 self._chosen.distrust(why)
 
     def _leave_the_store(self, why: str) -> None:
+        if self._accept != BOTH:
+            return  # another stream of this fetch has found out first
         if self._chosen is not None:
             self._notice(f"going on in mode stream, for the store failed: {why}")
         self._accept, self._chosen = BOTH[:1], None

@@ -4,6 +4,7 @@ import asyncio
 import binascii
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 from tunnelsync import frames
@@ -16,22 +17,21 @@ from tunnelsync.identity import Mac
 from tunnelsync.protocol import BufferAnswer, DatasetRequest, Mode
 
 
+@dataclass(frozen=True, slots=True)
 class Buffer:
     """The way in one JSON, which is always whole."""
 
     in_parts: ClassVar[bool] = False
-
-    def __init__(self, link: Link, mac: Mac, dataset: str) -> None:
-        self._link = link
-        self._mac = mac
-        self._dataset = dataset
+    link: Link
+    mac: Mac
+    dataset: str
 
     @asynccontextmanager
     async def opened(self, part: Part) -> AsyncIterator[Incoming]:
         """Ask for the dataset, and give the part of it. Raises `VerificationFailed` if the answer
         contradicts itself, `ProtocolError` if it is not understood."""
-        link = self._link
-        request = DatasetRequest(self._mac, self._dataset, if_match=part.if_match)
+        link = self.link
+        request = DatasetRequest(self.mac, self.dataset, if_match=part.if_match)
         async with link.request("POST", "datasets/request-sync", request) as response:
             body = link.body(response)
             text = await body.whole(link.settings.json_bytes)
@@ -43,6 +43,7 @@ class Buffer:
                 version=Version(answer.size, answer.etag, answer.modified_ns),
                 claims=_each(blocks[part.first : end]),
                 body=body,
+                root=answer.root,
             )
 
     def distrust(self, why: str) -> None:

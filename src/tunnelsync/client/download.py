@@ -5,6 +5,7 @@ block that came wrong, a resume and parallel streams are all the same here: bloc
 """
 
 import asyncio
+import math
 from collections import deque
 from contextlib import aclosing
 
@@ -14,12 +15,15 @@ from tunnelsync.client.patience import Patience
 from tunnelsync.client.plan import Span
 from tunnelsync.client.record import Record, Transfer
 from tunnelsync.client.target import Sink
+from tunnelsync.client.thread import Threads
 from tunnelsync.errors import (
+    BrokenOff,
     DatasetChanged,
     PreconditionFailed,
     ProtocolError,
     TunnelSyncError,
     VerificationFailed,
+    WriteFailed,
 )
 from tunnelsync.frames import BLOCK_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
@@ -33,14 +37,16 @@ class Download:
         way: Way,
         sink: Sink,
         settings: ClientSettings,
+        threads: Threads,
         record: Record,
         progress: Progress | None = None,
     ) -> None:
         self._way = way
         self._settings = settings
         self._record = record
-        self._here = Holdings(sink, settings, record, progress)
+        self._here = Holdings(sink, settings, threads, record, progress)
         self._patience = Patience(settings, asyncio.get_running_loop().time)
+        self._fewest = math.inf
         self._workers: asyncio.TaskGroup
 
     async def run(self) -> None:
@@ -52,11 +58,12 @@ class Download:
         keep = True
         try:
             await self._here.open()
-            try:
-                await self._bring()
-            except PreconditionFailed as error:
-                self._start_over(error)
-                await self._bring()
+            while True:
+                try:
+                    await self._bring()
+                    break
+                except PreconditionFailed as error:
+                    self._start_over(error)
             await self._here.publish()
         except DatasetChanged:
             keep = False
@@ -97,22 +104,28 @@ class Download:
                 if here.given_up or here.gone_out(span.next):
                     raise
                 here.flaw(span.next, error.message)
+                self._miss_an_end(span)
             except TunnelSyncError as error:
                 await self._wait(error)
-                if here.begun and not plan.missing:
-                    # Its end has not come, and without one nothing ends well.
-                    plan.drop(span.next - 1)
+                self._miss_an_end(span)
             finally:
                 plan.release(span)
                 span = None
 
+    def _miss_an_end(self, span: Span) -> None:
+        """Ask for one block more where only the end has not come; without it nothing ends well."""
+        if self._here.begun and not self._here.plan.missing:
+            self._here.plan.drop(span.next - 1)
+
     async def _wait(self, error: TunnelSyncError) -> None:
         """Wait before another try, or raise the error."""
         pause = self._patience.pause(error)
-        if pause is None or self._here.plan.count == 0:
+        if pause is None:
             raise error
         self._record.retries += 1
-        self._record.note(f"{error.message}; trying again in {pause:.1f} s")
+        left = self._patience.left_seconds
+        again = f"trying again in {pause:.1f} s, giving up in {left:.0f} s"
+        self._record.note(f"{error.message}; {again}")
         await asyncio.sleep(pause)
 
     async def _receive(self, span: Span) -> None:
@@ -130,6 +143,8 @@ class Download:
                 await self._begin(incoming)
                 try:
                     await self._take_all(incoming, span, transfer)
+                except WriteFailed:
+                    raise  # which is no fault of the way
                 except TunnelSyncError as error:
                     self._way.distrust(error.message)
                     raise
@@ -141,13 +156,17 @@ class Download:
         here, version = self._here, incoming.version
         same = here.version is None or here.version.same(version)
         if here.begun:
+            if not version.etag:
+                raise DatasetChanged("the dataset has no etag, so that its parts cannot be joined")
             if not same:
                 raise DatasetChanged("the dataset has another version than a moment ago")
+            here.announced_root = incoming.root or here.announced_root
             return
         if not same:
             raise PreconditionFailed("the dataset is another version now")
+        here.announced_root = incoming.root
         await here.begin(version)
-        if self._way.in_parts and not here.ordered:
+        if self._way.in_parts and not here.ordered and version.etag:
             # All are cut before any is asked for, so that each asks for no more than its own.
             spans = [here.plan.take() for _ in range(self._streams(incoming) - 1)]
             for span in filter(None, spans):
@@ -160,16 +179,26 @@ class Download:
         if not asked and incoming.body and missing >= settings.parallel_from_bytes:
             long = incoming.body.round_trip_seconds >= settings.parallel_round_trip_seconds
             asked = settings.parallel_on_long_lines if long else 1
-        return max(1, min(asked, settings.parallel_most, missing // settings.parallel_least_bytes))
+        return max(
+            1, min(asked, settings.parallel_most, missing // max(1, settings.parallel_least_bytes))
+        )
 
     async def _take_all(self, incoming: Incoming, span: Span, transfer: Transfer) -> None:
         """Take the blocks of a span as they come, a few of them in hand at a time."""
-        here, in_hand = self._here, deque[tuple[Claimed, asyncio.Future[bool]]]()
+        here, in_hand = self._here, deque[tuple[Claimed, asyncio.Task[bool]]]()
         wrong: list[int] = []
+
+        async def landed(claim: Claimed, writing: asyncio.Future[bool]) -> bool:
+            # A task, so that it counts at once: the next block may take long, or never come.
+            right = await writing
+            if right:
+                here.settle(claim)
+                self._renew()
+            return right
 
         async def oldest() -> bool:
             claim, right = in_hand[0]
-            found = await right
+            found = await asyncio.shield(right)
             in_hand.popleft()
             span.start = claim.index + 1
             if not found:
@@ -180,15 +209,19 @@ class Download:
             async with aclosing(incoming.claims) as claims:
                 async for claim in claims:
                     if claim.index >= (here.plan.count or 0):
-                        raise here.give_up("more came than was announced")
+                        raise VerificationFailed("more came than was announced")
                     if span.end is not None and claim.index >= span.end:
                         break  # from here on it is another stream's
                     transfer.count(claim)
                     span.next = claim.index + 1
-                    in_hand.append((claim, here.put(claim)))
+                    in_hand.append((claim, asyncio.create_task(landed(claim, here.put(claim)))))
                     while len(in_hand) >= max(1, self._settings.blocks_in_hand):
                         if not await oldest():
                             return
+                else:
+                    if span.next < (span.end or 0):
+                        raise BrokenOff("the data ended before all of it had come")
+                    here.plan.end()
             while in_hand and await oldest():
                 pass
         except ProtocolError as error:
@@ -205,19 +238,28 @@ class Download:
             for index in range(transfer.first_block, span.next):
                 here.plan.drop(index)
             span.next = transfer.first_block
+            self._fewest = here.plan.missing
+            raise
+        except asyncio.CancelledError:
+            if here.ordered:
+                # Its reader may have stopped reading, and nothing is to be tidied up behind it.
+                for _, right in in_hand:
+                    right.cancel()
             raise
         finally:
             # After a break, what is on its way to the disk counts; the break is what is told.
-            results = await asyncio.gather(*(one for _, one in in_hand), return_exceptions=True)
-            for (claim, _), result in zip(in_hand, results, strict=True):
-                if result is True:
-                    here.settle(claim)
+            await asyncio.gather(*(one for _, one in in_hand), return_exceptions=True)
+
+    def _renew(self) -> None:
+        """Take a block that had never come for progress; one asked for again is none."""
+        missing = self._here.plan.missing
+        if missing < self._fewest:
+            self._fewest = missing
+            self._patience.renew()
 
     def _taken(self, claim: Claimed, *, right: bool) -> bool:
         """Note what became of a block; False if nothing that follows it can be used."""
         if right:
-            self._here.settle(claim)
-            self._patience.renew()
             return True
         self._here.flaw(claim.index, why := "it does not match its digest")
         self._way.distrust(why)

@@ -10,12 +10,12 @@ from functools import partial
 
 from tunnelsync import frames
 from tunnelsync.client.incoming import prove
-from tunnelsync.client.journal import Version
+from tunnelsync.client.journal import Kept, Version
 from tunnelsync.client.plan import Plan
 from tunnelsync.client.record import Record
 from tunnelsync.client.target import Sink
-from tunnelsync.client.thread import FileThread
-from tunnelsync.errors import ProtocolError, VerificationFailed, WriteFailed
+from tunnelsync.client.thread import FileThread, Threads
+from tunnelsync.errors import DatasetChanged, ProtocolError, VerificationFailed, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
 
@@ -25,34 +25,45 @@ Progress = Callable[[int, int | None], None]
 
 class Holdings:
     """The blocks of one version in one sink; ``plan`` tells which, ``given_up`` that what
-    comes is wrong for good.
+    comes is wrong for good. ``announced_root`` is what an answer told before its blocks came.
 
     Use: `open`, `begin` with the version that comes, `put` each block that came and `settle` what
     became of it, `publish` when nothing is missing; `close` in any case.
     """
 
     def __init__(
-        self, sink: Sink, settings: ClientSettings, record: Record, progress: Progress | None
+        self,
+        sink: Sink,
+        settings: ClientSettings,
+        threads: Threads,
+        record: Record,
+        progress: Progress | None,
     ) -> None:
         self.plan = Plan(settings.parallel_least_bytes // BLOCK_BYTES)
         self.version: Version | None = None
+        self.announced_root: str | None = None
         self.begun = False
         self.given_up = False
+        self._left: Kept | None = None
+        self._opened = False
         self._published = False
+        self._lost: WriteFailed | None = None
         self.ordered = sink.ordered
         self._sink = sink
         self._settings = settings
         self._record = record
         self._progress = progress
-        self._files = FileThread()
-        self._syncs = FileThread()
+        self._threads = threads
+        self._files = threads.take()
+        self._syncs: FileThread | None = None
         self._unsynced: list[tuple[int, bytes]] = []
         self._next_ordered = 0
 
     async def open(self) -> None:
         """Open the sink, and begin with what an earlier run has left."""
-        kept = await self._files.call(self._sink.open)
-        if kept is None:
+        await self._files.call(self._open)
+        kept = self._left
+        if kept is None or self._is_too_long(kept.version):
             return
         self._expect(kept.version)
         for index, digest in kept.blocks.items():
@@ -74,12 +85,20 @@ class Holdings:
         if self.version is None:
             self._expect(version)
         self.version = version
-        await self._files.call(partial(self._sink.begin, version, tuple(self.plan.held())))
-        self.begun = True
+        begin = partial(self._sink.begin, version, tuple(self.plan.held()))
+        if self._left is None:
+            begin()  # which has nothing to do on the disk then
+        else:
+            await self._files.call(begin)
+        self.begun, self._left = True, None
         self._tell()
 
     def put(self, claim: Claimed) -> "asyncio.Future[bool]":
-        """Prove a block and write it, in the thread; False if it is not what it claims to be."""
+        """Prove a block and write it, in the thread; False if it is not what it claims to be.
+
+        Raises `WriteFailed` once the disk has lost what was written before.
+        """
+        self._see_none_lost()
         return self._files.call(partial(self._put, claim))
 
     def settle(self, claim: Claimed) -> None:
@@ -93,10 +112,10 @@ class Holdings:
 
     def flaw(self, index: int, why: str) -> None:
         """Note a block that is to be fetched again; raise once that was done too often."""
-        times = self.plan.flaw(index)
-        if times > self._settings.repairs or not self.plan.count:
-            raise self.give_up(f"block {index} came wrong {times} times: {why}")
-        self._record.note(f"block {index} came wrong and is fetched again: {why}")
+        times, what = self.plan.flaw(index), f"block {index}" if self.plan.count else "the answer"
+        if times > self._settings.repairs:
+            raise self.give_up(f"{what} came wrong {times} times: {why}")
+        self._record.note(f"{what} came wrong and is fetched again: {why}")
 
     def give_up(self, why: str) -> VerificationFailed:
         """Return the error that nothing can mend."""
@@ -116,25 +135,41 @@ class Holdings:
     async def publish(self) -> None:
         """Make the result visible: all of it is here."""
         assert self.version is not None
-        self._record.received(self.plan.root())
-        await self._syncs.call(_nothing)  # the one under way still needs the descriptor
-        await self._files.call(partial(self._sink.publish, self.version.modified_ns))
-        self._published = True
+        root = self.plan.root()
+        if self.announced_root not in (None, root):
+            raise DatasetChanged("blocks of two versions came under one etag")
+        self._record.received(root)
+        if self._syncs is not None:
+            await self._syncs.call(_nothing)  # what is under way still needs the descriptor
+        self._see_none_lost()
+        await self._files.call(partial(self._publish, self.version.modified_ns))
 
     async def close(self, *, keep: bool) -> None:
         """Let go of the sink; what is kept of a download that failed is synced before."""
-        keep = keep and self._sink.lasting and self.version is not None and self.done_bytes > 0
         try:
-            with suppress(WriteFailed):
-                if keep and not self._published:
-                    await self._sync()
-                    kept = f"{self.done_bytes:,} verified bytes are kept"
-                    self._record.note(f"{kept}: the same command goes on from there")
-            await self._syncs.call(_nothing)
-            await self._files.call(partial(self._sink.close, keep=keep))
+            if not self.ordered and not self._published:
+                # Where it is ordered, its reader may never take what the thread still writes.
+                await self._let_go(keep=keep)
         finally:
-            self._files.close()
-            self._syncs.close()
+            if self._published and not self.ordered:
+                self._threads.give(self._files)
+            else:
+                self._files.close()
+            if self._syncs is not None:
+                self._syncs.close()
+
+    async def _let_go(self, *, keep: bool) -> None:
+        await self._files.call(_nothing)  # what was cancelled in the thread ends all the same
+        keep = keep and self._sink.lasting and not self._published and self._worth_keeping
+        with suppress(WriteFailed):
+            if keep:
+                await self._sync()
+            if keep and self.version is not None:
+                kept = f"{self.done_bytes:,} verified bytes are kept"
+                self._record.note(f"{kept}: the same command goes on from there")
+        if self._syncs is not None:
+            await self._syncs.call(_nothing)
+        await self._files.call(partial(self._sink.close, keep=keep))
 
     @property
     def done_bytes(self) -> int:
@@ -147,12 +182,40 @@ class Holdings:
             done -= self.plan.count * BLOCK_BYTES - self.version.size
         return done
 
+    @property
+    def _worth_keeping(self) -> bool:
+        if self.begun:
+            return self.done_bytes > 0
+        # An earlier run's, of which nothing was dropped yet, seen or unseen.
+        return self._left is not None or not self._opened
+
+    def _open(self) -> None:
+        self._left = self._sink.open()
+        self._opened = True
+
+    def _publish(self, modified_ns: int) -> None:
+        self._sink.publish(modified_ns)
+        self._published = True
+
+    def _checkpoint(self, blocks: list[tuple[int, bytes]]) -> None:
+        try:
+            self._sink.checkpoint(blocks)
+        except WriteFailed as error:
+            self._lost = error
+            raise
+
+    def _see_none_lost(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
     def _expect(self, version: Version) -> None:
-        count = frames.block_count(version.size)
-        if count * DIGEST_BYTES > self._settings.digests_bytes:
+        if self._is_too_long(version):
             raise ProtocolError(f"the digests of {version.size} bytes are over digests_bytes")
         self.version = version
-        self.plan.of(count)
+        self.plan.of(frames.block_count(version.size))
+
+    def _is_too_long(self, version: Version) -> bool:
+        return frames.block_count(version.size) * DIGEST_BYTES > self._settings.digests_bytes
 
     def _put(self, claim: Claimed) -> bool:
         assert self.version is not None
@@ -167,10 +230,11 @@ class Holdings:
         return True
 
     async def _sync(self) -> None:
-        if self._unsynced:
+        if self._unsynced or self._lost:
             blocks, self._unsynced = self._unsynced, []
+            self._syncs = self._syncs or FileThread()
             # Cancelled, it goes on all the same: its blocks are not in the list any more.
-            await asyncio.shield(self._syncs.call(partial(self._sink.checkpoint, blocks)))
+            await asyncio.shield(self._syncs.call(partial(self._checkpoint, blocks)))
 
     def _tell(self) -> None:
         if self._progress and self.version:

@@ -49,7 +49,8 @@ class Incoming:
     """An answer that has begun. ``mode`` is the one used.
 
     ``claims`` gives the blocks of the part in order, unproven, and ends only when the mode has
-    seen a clean end; it raises the error of the sender, or `BrokenOff`.
+    seen a clean end; it raises the error of the sender, or `BrokenOff`. ``root`` is that of the
+    whole dataset, where the answer tells it before the blocks come.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class Incoming:
     version: Version
     claims: AsyncGenerator[Claimed, None]
     body: Body | None
+    root: str | None = None
 
     @property
     def first_byte_at(self) -> float | None:
@@ -120,8 +122,14 @@ def size_of(response: ClientResponse) -> int:
 
 
 def etag_of(response: ClientResponse) -> str:
-    """Return the etag of an answer without its quotes, or an empty text."""
-    return response.headers.get("ETag", "").removeprefix("W/").strip('"')
+    """Return the etag of an answer without its quotes, or an empty text.
+
+    Raises `ProtocolError` for one that no request could name again.
+    """
+    etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+    if not etag.isascii():
+        raise _foreign()
+    return etag
 
 
 def _foreign() -> ProtocolError:

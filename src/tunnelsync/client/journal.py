@@ -6,6 +6,7 @@ other one is blocks that were synced to the disk before: 8-byte index, 32-byte d
 after a record that is cut or wrong is not believed.
 """
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,8 @@ LENGTH = struct.Struct(">I")
 ENTRY = struct.Struct(f">Q{DIGEST_BYTES}s")
 RECORD_BYTES = 4 * 1024 * 1024
 """The longest record; more blocks than it holds go into several."""
+NOT_ITS_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})
+"""A file that cannot be read for one of these may be right all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,11 @@ class Version:
     modified_ns: int
 
     def same(self, other: "Version") -> bool:
-        """Tell whether blocks of the other may stand beside blocks of this one."""
-        return (self.size, self.etag) == (other.size, other.etag)
+        """Tell whether blocks of the other may stand beside blocks of this one.
+
+        Without an etag nothing says that two answers are of one version.
+        """
+        return self.etag != "" and (self.size, self.etag) == (other.size, other.etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,6 @@ class Kept:
     origin: Origin
     version: Version
     inode: int
-    pid: int
     blocks: Mapping[int, bytes]
 
 
@@ -66,7 +71,6 @@ def encode(kept: Kept) -> bytes:
         **asdict(kept.origin),
         **asdict(kept.version),
         "inode": kept.inode,
-        "pid": kept.pid,
     }
     return _record(orjson.dumps(head)) + encode_blocks(kept.blocks.items())
 
@@ -83,13 +87,13 @@ def decode(data: bytes) -> Kept | None:
     records = list(_records(data))
     try:
         head = orjson.loads(records[0])
-        if head["format"] != FORMAT:
+        if _number(head["format"]) != FORMAT:
             return None
         origin = Origin(*(_text(head[name]) for name in ("router", "mac", "dataset")))
         version = Version(
             _number(head["size"]), _text(head["etag"]), _number(head["modified_ns"], -(2**63))
         )
-        inode, pid = _number(head["inode"]), _number(head["pid"])
+        inode = _number(head["inode"])
     except (IndexError, KeyError, TypeError, ValueError):
         return None
     blocks: dict[int, bytes] = {}
@@ -98,7 +102,7 @@ def decode(data: bytes) -> Kept | None:
         if len(packed) % ENTRY.size:
             break
         blocks |= {index: one for index, one in ENTRY.iter_unpack(packed) if index < count}
-    return Kept(origin, version, inode, pid, blocks)
+    return Kept(origin, version, inode, blocks)
 
 
 class Journal:
@@ -110,48 +114,81 @@ class Journal:
         self._descriptor = -1
 
     def read(self) -> Kept | None:
-        """Return what the file says, or None: no file, too long a one, or not to be believed."""
+        """Return what the file says, or None: no file, too long a one, or not to be believed.
+
+        Raises `OSError` for trouble that is not the file's own: nothing is known of it then.
+        """
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
+            with open(self.path, "rb", opener=_unblocking) as file:
+                data = file.read(self._limit + 1) or b""
+        except OSError as error:
+            if error.errno in NOT_ITS_OWN:
+                raise
             return None
-        with os.fdopen(descriptor, "rb") as file:
-            try:
-                data = file.read(self._limit + 1)
-            except OSError:
-                return None
         return decode(data) if len(data) <= self._limit else None
 
     def begin(self, kept: Kept) -> None:
-        """Write it anew, in one step, and go on with `append`."""
+        """Write it anew, in one step, and go on with `append`, which syncs it.
+
+        One without blocks need not outlive a power cut, and costs no wait for the disk.
+        """
         self.close()
-        fresh = self.path.with_name(self.path.name + ".new")
+        fresh = self._fresh
         flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(fresh, flags, 0o666)
         _write(self._descriptor, encode(kept))
-        os.fsync(self._descriptor)
+        if kept.blocks:
+            os.fsync(self._descriptor)
         os.replace(fresh, self.path)
 
     def append(self, blocks: Iterable[tuple[int, bytes]]) -> None:
-        """Add blocks whose bytes are synced already."""
-        _write(self._descriptor, encode_blocks(blocks))
+        """Add blocks whose bytes are synced already, and sync it: it outlives a power cut.
+
+        What fails leaves it as it was, for what follows half a record would not be believed.
+        """
+        end = os.fstat(self._descriptor).st_size
+        try:
+            _write(self._descriptor, encode_blocks(blocks))
+        except OSError:
+            os.ftruncate(self._descriptor, end)
+            os.lseek(self._descriptor, end, os.SEEK_SET)
+            raise
+        os.fdatasync(self._descriptor)
 
     def remove(self) -> bool:
-        """Delete the file; True if there was one."""
+        """Delete the file, but not one that has replaced ours; True if there was one."""
+        ours = self._descriptor < 0 or self._is_ours()
         self.close()
+        if not ours:
+            return False
         with suppress(FileNotFoundError):
-            self.path.with_name(self.path.name + ".new").unlink()
+            self._fresh.unlink()
         try:
             self.path.unlink()
         except FileNotFoundError:
             return False
         return True
 
+    @property
+    def _fresh(self) -> Path:
+        # No longer than the path itself, which may be as long as a name can be.
+        return self.path.with_suffix(".new")
+
+    def _is_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.lstat())
+        except FileNotFoundError:
+            return True
+
     def close(self) -> None:
         """Close the file; harmless when it is closed."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _unblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _record(payload: bytes) -> bytes:

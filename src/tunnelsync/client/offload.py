@@ -156,6 +156,7 @@ async def brought(link: Link, offer: Offer, part: Part) -> AsyncIterator[Incomin
             version=offer.version,
             claims=_claims(body, offer.digests, part.offset, end, size),
             body=body,
+            root=offer.root,
         )
 
 

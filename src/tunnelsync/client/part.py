@@ -9,6 +9,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -60,6 +61,11 @@ class PartFile:
         journal_bytes: int = 0,
     ) -> None:
         self._descriptor = -1
+        self._lost: OSError | None = None
+        self._full: OSError | None = None
+        self._synced: list[tuple[int, bytes]] = []
+        self._noted = False
+        self._unwritten: Kept | None = None
         self._target = target
         self._part = beside(target, SUFFIX)
         self._journal = Journal(beside(target, JOURNAL_SUFFIX), journal_bytes)
@@ -84,10 +90,11 @@ class PartFile:
                     if kept is None:
                         self._empty()
                     return kept
-        raise _busy(self._target, None)
+        raise _busy(self._target)
 
     def begin(self, version: Version, blocks: Blocks) -> None:
-        """Write the journal anew; without blocks to start from, the part file is emptied."""
+        """Write the journal anew; without blocks to start from, the part file is emptied, and the
+        journal waits for the first of them: a small dataset never has one."""
         held: Mapping[int, bytes] = dict(blocks)
         with explained(self._journal.path):
             if not held:
@@ -96,20 +103,49 @@ class PartFile:
                 os.ftruncate(self._descriptor, version.size)
             if self._origin is not None:
                 inode = os.fstat(self._descriptor).st_ino
-                self._journal.begin(Kept(self._origin, version, inode, os.getpid(), held))
+                self._unwritten = Kept(self._origin, version, inode, held)
+                if held:
+                    self._write_journal()
 
     def write(self, index: int, parts: Sequence[bytes]) -> None:
         """Write a block in its place."""
         with explained(self._part):
-            write_at(self._descriptor, index * BLOCK_BYTES, parts)
+            if self._full is not None:
+                raise self._full
+            try:
+                write_at(self._descriptor, index * BLOCK_BYTES, parts)
+            except OSError as error:
+                self._full = error
+                self._cut_off(index)
+                raise
 
     def checkpoint(self, blocks: Blocks) -> None:
-        """Sync the part file, then note its blocks in the journal."""
+        """Sync the part file, then note its blocks in the journal.
+
+        After a sync that failed no other is believed: the system tells of a lost write once.
+        """
         if self._origin is None:
             return
+        with explained(self._part):
+            if self._lost is not None:
+                raise self._lost
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:
+                self._lost = error
+                raise
+            self._synced += blocks
         with explained(self._journal.path):
-            os.fdatasync(self._descriptor)
-            self._journal.append(blocks)
+            self._write_journal()
+            self._journal.append(self._synced)
+            if not self._noted:
+                _sync_folder(self._target.parent)
+        self._synced, self._noted = [], True
+
+    def _write_journal(self) -> None:
+        if self._unwritten is not None:
+            self._journal.begin(self._unwritten)
+            self._unwritten = None
 
     def publish(self, modified_ns: int) -> None:
         """Give the file its time and its name; `TargetExists` if another has taken that name."""
@@ -153,6 +189,13 @@ class PartFile:
             # A copy, or another file of that name: its digests prove what is right in it.
             there = {i: one for i, one in there.items() if digest(self._read(i, size)) == one}
         return replace(kept, blocks=there) if there else None
+
+    def _cut_off(self, index: int) -> None:
+        """Give back what a block took that did not fit: the journal may be short of that room."""
+        at = index * BLOCK_BYTES
+        with suppress(OSError):
+            if os.fstat(self._descriptor).st_size <= at + BLOCK_BYTES:
+                os.ftruncate(self._descriptor, at)
 
     def _read(self, index: int, size: int) -> bytes:
         at = index * BLOCK_BYTES
@@ -200,8 +243,9 @@ class PartFile:
                 os.close(descriptor)
                 return None
         except BlockingIOError:
+            holder = _holder(descriptor)
             os.close(descriptor)
-            raise _busy(self._target, self._journal.read()) from None
+            raise _busy(self._target, holder) from None
         except BaseException:
             os.close(descriptor)
             raise
@@ -228,6 +272,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _busy(target: Path, holder: Kept | None) -> TargetBusy:
-    which = f"another process ({holder.pid})" if holder else "another process"
-    return TargetBusy(f"{which} is writing {printable(str(target))}")
+def _busy(target: Path, holder: str = "") -> TargetBusy:
+    return TargetBusy(f"another process{holder} is writing {printable(str(target))}")
+
+
+def _holder(descriptor: int) -> str:
+    """Return `` (PID)`` of the process that has locked a file, where the system tells it."""
+    found = os.fstat(descriptor)
+    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and words[5:6] == [place] and words[4] != "0":
+                return f" ({words[4]})"
+    return ""

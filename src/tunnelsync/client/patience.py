@@ -27,6 +27,8 @@ class Patience:
         self._since: float | None = None
         self._tries = 0
         self._met_router = False
+        self.left_seconds = limits.retry_for_seconds
+        """How long the error that was told last will be waited out yet."""
 
     def renew(self) -> None:
         """Note that something has come: the next trouble is a new one."""
@@ -44,8 +46,8 @@ class Patience:
             # Not all at the same moment, though they were all told the same.
             wait += error.retry_after_seconds
         self._tries += 1
-        left = self._since + self._limits.retry_for_seconds - now
-        return None if left <= 0 else min(wait, left)
+        self.left_seconds = self._since + self._limits.retry_for_seconds - now
+        return None if self.left_seconds <= 0 else min(wait, self.left_seconds)
 
     def _heals(self, error: TunnelSyncError) -> bool:
         if isinstance(error, ConnectorUnknown):

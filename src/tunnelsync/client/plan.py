@@ -40,6 +40,7 @@ class Plan:
         self._digests = bytearray()
         self._spans: list[Span] = []
         self._flaws: dict[int, int] = {}
+        self._ended = False
 
     def of(self, count: int) -> None:
         """Say how many blocks there are."""
@@ -61,15 +62,20 @@ class Plan:
 
     def drop(self, index: int) -> None:
         """Note that a block is missing after all."""
-        self.missing += self.holds(index)
-        if index < len(self._held):
+        if self.holds(index):
+            self.missing += 1
             self._held[index] = 0
+
+    def end(self) -> None:
+        """Note that a stream came to its end, which is all that an empty dataset is missing."""
+        self._ended = True
 
     def held(self) -> Iterable[tuple[int, bytes]]:
         """Return the blocks that are held, with their digests, in order."""
         for index, there in enumerate(self._held):
             if there:
-                yield index, bytes(self._digests[index * DIGEST_BYTES :][:DIGEST_BYTES])
+                at = index * DIGEST_BYTES
+                yield index, bytes(self._digests[at : at + DIGEST_BYTES])
 
     def flaw(self, index: int) -> int:
         """Note that a block came, or should have come, and was wrong; return how often it was."""
@@ -92,7 +98,10 @@ class Plan:
 
         None if nothing is left that would be worth a stream of its own.
         """
-        span = Span(0, 0, None) if self.count is None and not self._spans else self._free()
+        if not self.count and not self._ended and not self._spans:
+            span: Span | None = Span(0, 0, self.count)
+        else:
+            span = self._free()
         if span is None:
             span = self._half()
         if span is not None:

@@ -134,6 +134,7 @@ class Record:
         self.root: str | None = None
         self.notes: list[str] = []
         self.transfers: list[Transfer] = []
+        self._unlisted_bytes = 0
         self._notice = notice
         self._began_at = time.perf_counter()
         self._started_unix = time.time()
@@ -147,7 +148,7 @@ class Record:
 
     def note(self, text: str) -> None:
         """Tell what happened, to who listens now and to the receipt."""
-        self.notes = [*self.notes[-TRANSFERS:], text]
+        self.notes = [*self.notes[1 - TRANSFERS :], text]
         if self._notice:
             self._notice(text)
 
@@ -155,7 +156,8 @@ class Record:
     def transfer(self, part: Part) -> Iterator[Transfer]:
         """Follow one transfer to its outcome."""
         one = Transfer(part.first, self._now())
-        self.transfers = [*self.transfers[-TRANSFERS:], one]
+        self._unlisted_bytes += sum(old.bytes for old in self.transfers[: 1 - TRANSFERS])
+        self.transfers = [*self.transfers[1 - TRANSFERS :], one]
         try:
             yield one
         except TunnelSyncError as error:
@@ -242,7 +244,7 @@ class Record:
             modified_ns=version.modified_ns if version else None,
             root=self.root,
             resumed_bytes=self.resumed_bytes,
-            received_bytes=sum(one.bytes for one in self.transfers),
+            received_bytes=self._unlisted_bytes + sum(one.bytes for one in self.transfers),
             repaired_blocks=self.repaired,
             retries=self.retries,
             notes=tuple(self.notes),

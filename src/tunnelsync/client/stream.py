@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 from aiohttp import ClientResponse
@@ -24,22 +25,21 @@ from tunnelsync.identity import Mac
 from tunnelsync.protocol import H_MODIFIED, H_OFFSET, Coding, DatasetRequest, Mode
 
 
+@dataclass(frozen=True, slots=True)
 class Stream:
     """The way by frames through the router."""
 
     in_parts: ClassVar[bool] = True
-
-    def __init__(self, link: Link, mac: Mac, dataset: str) -> None:
-        self._link = link
-        self._mac = mac
-        self._dataset = dataset
+    link: Link
+    mac: Mac
+    dataset: str
 
     @asynccontextmanager
     async def opened(self, part: Part) -> AsyncIterator[Incoming]:
         """Ask for a part. Raises the router's error before the first byte."""
-        request = asked(self._mac, self._dataset, part)
-        async with self._link.request("POST", "datasets/request-stream", request) as response:
-            yield incoming(self._link, response, part)
+        request = asked(self.mac, self.dataset, part)
+        async with self.link.request("POST", "datasets/request-stream", request) as response:
+            yield incoming(self.link, response, part)
 
     def distrust(self, why: str) -> None:
         """There is no other."""

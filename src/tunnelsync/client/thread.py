@@ -1,4 +1,4 @@
-"""A thread for the work on one file, so that the loop never waits for a disk."""
+"""Threads for the work on files, so that the loop never waits for a disk; used again when idle."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,3 +21,30 @@ class FileThread:
     def close(self) -> None:
         """Let the thread end; does not wait for it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Threads:
+    """The threads of one client: `take` one, and `give` it back when nothing runs in it.
+
+    ``idle`` is how many are kept for the next file; starting one costs more than a small file.
+    """
+
+    def __init__(self, idle: int) -> None:
+        self._limit = idle
+        self._idle: list[FileThread] = []
+
+    def take(self) -> FileThread:
+        """Return a thread in which nothing runs."""
+        return self._idle.pop() if self._idle else FileThread()
+
+    def give(self, thread: FileThread) -> None:
+        """Take a thread back, for another file."""
+        if len(self._idle) < self._limit:
+            self._idle.append(thread)
+        else:
+            thread.close()
+
+    def close(self) -> None:
+        """Let the idle threads end."""
+        while self._idle:
+            self._idle.pop().close()

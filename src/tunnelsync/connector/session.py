@@ -30,7 +30,14 @@ from tunnelsync.connector.outbox import Outbox
 from tunnelsync.connector.source import Root
 from tunnelsync.connector.upload import Upload
 from tunnelsync.connector.worker import Modes, Worker
-from tunnelsync.dial import CONNECTION_ERRORS, authorization, http_session, proxy_for, reason
+from tunnelsync.dial import (
+    CONNECTION_ERRORS,
+    authorization,
+    forget_resets,
+    http_session,
+    proxy_for,
+    reason,
+)
 from tunnelsync.errors import BadRequest, ConnectorBusy
 from tunnelsync.identity import mac_address
 from tunnelsync.protocol import Ack, Fault, Hello, Mode, Welcome
@@ -67,6 +74,7 @@ async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
     bearer = authorization(settings.token)
     mac = mac_address(settings.mac) if settings.mac else await default_mac(router)
     headers = {protocol.H_CONNECTOR: mac, **bearer}
+    forget_resets()
     async with AsyncExitStack() as stack:
         executor = ThreadPoolExecutor(settings.threads, "tunnelsync-files")
         stack.callback(executor.shutdown, wait=False)  # what waits there are closes

@@ -15,7 +15,6 @@ from typing import Protocol
 
 from tunnelsync import protocol
 from tunnelsync.errors import (
-    Cancelled,
     ConnectorBusy,
     ConnectorOffline,
     ConnectorReplaced,
@@ -23,6 +22,7 @@ from tunnelsync.errors import (
     Internal,
     ProtocolError,
     RouterBusy,
+    TransferGone,
     TunnelSyncError,
 )
 from tunnelsync.identity import Mac
@@ -72,10 +72,10 @@ async def ending(transfer: Transfer) -> AsyncIterator[None]:
         transfer.end_with(error)
         raise
     except asyncio.CancelledError:
-        transfer.end_with(Cancelled("the client left, or cancelled"))
+        transfer.end_with(TransferGone("the client left, or cancelled"))
         raise
     except ConnectionError:
-        transfer.end_with(Cancelled("the client's connection broke"))
+        transfer.end_with(TransferGone("the client's connection broke"))
         raise
     except BaseException as exc:
         transfer.end_with(Internal(f"{type(exc).__name__} in the router"))
