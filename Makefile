@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minio soak check format bench bench-buffer bench-stream bench-offload clean
+.PHONY: help demo test test-minio soak check format bench bench-buffer bench-stream bench-offload
+.PHONY: bench-peers clean
 
 help: ## show this list
 	@echo "make demo [KEEP=1]   every mode on this machine, verified; KEEP=1 stays up"
@@ -18,6 +19,7 @@ help: ## show this list
 	@echo "make format          let ruff put the sources in order"
 	@echo "make bench           throughput, CPU and memory of every mode; also bench-buffer,"
 	@echo "                     bench-stream, bench-offload; ARGS= goes to scripts/bench.py"
+	@echo "make bench-peers     mode stream beside other relays, which it gets into a cache folder"
 	@echo "make clean           remove .venv, caches and what was built"
 	@echo "PYTHON=python3.12    makes .venv with another Python (3.11 or later)"
 
@@ -51,13 +53,16 @@ bench: $(VENV)/.demo
 bench-buffer bench-stream bench-offload: bench-%: $(VENV)/.demo
 	$(BIN)/python scripts/bench.py --mode $* $(ARGS)
 
+bench-peers: $(VENV)/.bench
+	$(BIN)/python scripts/bench_peers.py --install $(ARGS)
+
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests scripts -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # A stamp for each set of extras, made again when the dependencies change. The source is
 # installed editable, so an edit needs no new installation.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(BIN)/python pyproject.toml
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 

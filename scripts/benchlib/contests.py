@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchlib import peers
+from benchlib.dataset import dataset
 from benchlib.peers import Nginx
 from benchlib.plan import LATENCY_BYTES, Plan
 from benchlib.processes import BenchFailed
@@ -39,19 +40,7 @@ class Arena:
 
     def dataset(self, size: int) -> Path:
         """Return a file of this size, made on first use, then read once: the cache is warm."""
-        path = self.datasets / f"{size}.bin"
-        if not path.exists():
-            self.say(f"making a file of {size:,} bytes")
-            pool = memoryview(os.urandom(min(size, 32 * 2**20)))
-            with path.open("wb") as file:
-                for start in range(0, size, len(pool)):
-                    file.write(pool[: size - start])
-                os.fsync(file.fileno())
-        with path.open("rb", buffering=0) as file:
-            chunk = bytearray(2**20)
-            while file.readinto(chunk):
-                pass
-        return path
+        return dataset(self.datasets, size, self.say)
 
     def rows(self, system: System) -> Iterator[Row]:
         """Run the contests of one mode, smallest size first."""

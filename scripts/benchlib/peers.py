@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from benchlib.processes import (
     free_ports,
     listens,
     metered,
+    watched,
 )
 from benchlib.runs import Sample
 from benchlib.store import S3Server
@@ -46,10 +47,19 @@ http {{
     scgi_temp_path {folder}/scgi;
     server {{
         listen 127.0.0.1:{port};
-        root "{root}";
+        {serve}
     }}
 }}
 """
+NGINX_RELAYS = """\
+location / {{
+            proxy_pass {origin};
+            proxy_http_version 1.1;
+            proxy_buffers 32 64k;
+            proxy_buffer_size 64k;
+            proxy_busy_buffers_size 512k;
+            proxy_max_temp_file_size 0;
+        }}"""
 
 
 def found(*names: str) -> list[str]:
@@ -80,14 +90,24 @@ class Nginx:
         return [float(line) for line in text.split()]
 
 
+def nginx(root: Path, folder: Path) -> AbstractContextManager[Nginx]:
+    """Serve the files of a folder, with sendfile."""
+    return _nginx(f'root "{root}";', folder)
+
+
+def nginx_proxy(origin: str, folder: Path) -> AbstractContextManager[Nginx]:
+    """Relay what another server serves, with buffers that cost it little CPU, and no files."""
+    return _nginx(NGINX_RELAYS.format(origin=origin), folder)
+
+
 @contextmanager
-def nginx(root: Path, folder: Path) -> Iterator[Nginx]:
-    """Serve a folder with one worker, sendfile on, and nothing of the machine's own settings."""
+def _nginx(serve: str, folder: Path) -> Iterator[Nginx]:
+    """Run an nginx with one worker and nothing of the machine's own settings."""
     folder.mkdir()
     (port,) = free_ports(1)
     config = folder / "nginx.conf"
     user = "user root root;" if os.geteuid() == 0 else ""
-    config.write_text(NGINX_CONF.format(folder=folder, port=port, root=root, user=user))
+    config.write_text(NGINX_CONF.format(folder=folder, port=port, serve=serve, user=user))
     command = (program("nginx") or "nginx", "-p", folder, "-c", config, "-e", "stderr")
     with Process("nginx", command, folder) as master:
         master.wait_until(lambda: listens(port), f"listen on {port}")
@@ -102,7 +122,7 @@ def curl(url: str, path: Path, pids: Mapping[str, int], *, sync: bool = False) -
     with metered(pids, cpu):
         text, used, _ = _run(_curl("%{time_total} %{time_starttransfer}", "-o", str(path), url))
     total, first = (float(one) for one in text.split())
-    extra = _synced(path) if sync else 0.0
+    extra = synced(path) if sync else 0.0
     return Sample(total + extra, first, {**cpu, "curl": used})
 
 
@@ -122,12 +142,15 @@ def socat(source: Path, path: Path, *, sync: bool) -> Sample:
         _until_listening(sink, exit_)
         relay = stack.enter_context(_socat(_listen(entry), f"TCP:127.0.0.1:{exit_}"))
         _until_listening(relay, entry)
+        peak: list[int] = []
+        stack.enter_context(watched(relay.pid, peak))
         began = time.perf_counter()
         sender = stack.enter_context(_socat(f"FILE:{source}", f"TCP:127.0.0.1:{entry}"))
         used = {name: _wait(name, popen) for name, popen in (("sender", sender), ("relay", relay))}
         used["sink"] = _wait("sink", sink)
         seconds = time.perf_counter() - began
-    return Sample(seconds + (_synced(path) if sync else 0.0), None, used)
+    extra = synced(path) if sync else 0.0
+    return Sample(seconds + extra, None, used, {"relay": max(peak, default=0)})
 
 
 def _listen(port: int) -> str:
@@ -200,7 +223,8 @@ def _wait(name: str, popen: "subprocess.Popen[bytes]") -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _synced(path: Path) -> float:
+def synced(path: Path) -> float:
+    """Write a file through to the disk, and return the seconds that took."""
     began = time.perf_counter()
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -5,20 +5,23 @@ mark of its memory, which the kernel lets its owner set back.
 """
 
 import os
+import pwd
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.01
+WATCH_SECONDS = 0.02
 LEAKS = ("TUNNELSYNC_", "AWS_", "RCLONE_", "SSL_CERT_")
 """Settings of whoever runs the bench that would change what is measured."""
 
@@ -38,7 +41,12 @@ class Process:
         command: Sequence[str | os.PathLike[str]],
         folder: Path,
         environ: Mapping[str, str] | None = None,
+        user: str | None = None,
     ) -> None:
+        """Start it; as another user, with no group but its own, if we are root."""
+        other: dict[str, Any] = {}
+        if user and os.geteuid() == 0:
+            other = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
         self.name = name
         self.log_path = folder / f"{name.replace(' ', '-')}-{time.monotonic_ns()}.log"
         with self.log_path.open("wb") as log:
@@ -49,6 +57,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=clean_environ(environ),
                 cwd=folder,
+                **other,
             )
 
     def __enter__(self) -> Self:
@@ -150,6 +159,32 @@ def peak_bytes(pid: int) -> int:
     if found is None:
         raise BenchFailed(f"process {pid} tells no VmHWM")
     return int(found[1]) * 1024
+
+
+@contextmanager
+def watched(pid: int, into: list[int]) -> Iterator[None]:
+    """Put the most memory into a list that a process has held, also if it ends meanwhile.
+
+    Its resource usage after its end would not do: that holds what it had before its ``exec``,
+    which is our own memory.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            try:
+                into[:] = [peak_bytes(pid)]
+            except (OSError, BenchFailed):
+                return
+            over.wait(WATCH_SECONDS)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

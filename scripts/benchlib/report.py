@@ -22,6 +22,8 @@ def console() -> Console:
 
 def size_name(size: int) -> str:
     """Return a size as people say it: ``10 KB``, ``64 MiB``."""
+    if size % 2**30 == 0:
+        return f"{size // 2**30} GiB"
     if size % 2**20 == 0:
         return f"{size // 2**20} MiB"
     for unit, name in ((GB, "GB"), (MB, "MB"), (KB, "KB")):

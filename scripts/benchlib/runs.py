@@ -16,11 +16,15 @@ OURS = "tunnelsync"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run: seconds from the request to the end, to the first byte, and CPU by process."""
+    """One run: seconds from the request to the end, to the first byte; CPU and memory by process.
+
+    ``peak_bytes`` holds the processes that were watched.
+    """
 
     seconds: float
     first_byte_seconds: float | None = None
     cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ class System:
         """Return what one ``tunnelsync fetch`` takes, from its start to its end."""
         path.unlink(missing_ok=True)
         command = [*COMMAND, "fetch", "--quiet", "--router", self.url, "--mode", self.mode]
+        command += [] if self.sync else ["--no-sync"]
         command += ["--output", str(path), MAC, dataset]
         began = time.perf_counter()
         subprocess.run(command, env=clean_environ(), check=True, timeout=REQUEST_SECONDS)
