@@ -355,3 +355,36 @@ async def test_an_error_of_one_of_several_streams_ends_them_all_and_keeps_what_c
             done = await ts.fetch(MAC, "d", target, mode=Mode.STREAM)
     assert done.resumed_bytes > 0
     assert target.read_bytes() == LONG
+
+
+async def test_b6_blocks_of_a_stream_that_ended_wrong_are_taken_back_from_the_journal(
+    tmp_path: Path,
+) -> None:
+    """A kill while they come again must not leave them trusted."""
+
+    async def journal_of(blocks: int) -> None:
+        async with asyncio.timeout(20):
+            while (kept := kept_beside(tmp_path / "d")) is None or len(kept.blocks) != blocks:
+                await asyncio.sleep(0.01)
+
+    class Lying(Streaming):
+        async def send(
+            self, request: web.Request, headers: dict[str, str], body: bytes
+        ) -> web.StreamResponse:
+            answer = web.StreamResponse(headers=headers | {"Content-Length": str(len(body))})
+            await answer.prepare(request)
+            if len(self.asked) > 1:
+                await asyncio.Event().wait()
+            await answer.write(body[:-1])
+            await journal_of(4)
+            await answer.write(bytes([body[-1] ^ 1]))
+            return answer
+
+    async with played(Lying(DATA)) as url, client(url, journal_seconds=0.01) as ts:
+        fetching = asyncio.create_task(ts.fetch(MAC, "d", tmp_path / "d", mode=Mode.STREAM))
+        await journal_of(4)
+        await journal_of(0)
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from tunnelsync.client import journal
 from tunnelsync.client.journal import (
     ENTRY,
     RECORD_BYTES,
+    TAKEN_BACK,
     Journal,
     Kept,
     Origin,
@@ -42,7 +43,7 @@ def kept(blocks: Mapping[int, bytes] | None = None, **changes: Any) -> Kept:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 numbers = st.integers(0, 2**63 - 1)
-digests = st.binary(min_size=32, max_size=32)
+digests = st.binary(min_size=32, max_size=32).filter(any)
 
 
 @given(
@@ -68,10 +69,16 @@ def test_blocks_added_later_are_read_too_and_the_last_word_on_a_block_counts() -
     assert decode(data) == kept({0: one(7), 3: one(3), 1: one(1)})
 
 
+def test_a_block_that_was_taken_back_is_not_there_unless_it_came_again() -> None:
+    data = encode(kept({0: one(0), 1: one(1)})) + encode_blocks([(0, TAKEN_BACK), (1, TAKEN_BACK)])
+    assert decode(data) == kept({})
+    assert decode(data + encode_blocks([(1, one(1))])) == kept({1: one(1)})
+
+
 def test_more_blocks_than_a_record_holds_go_into_several() -> None:
     count = RECORD_BYTES // ENTRY.size + 5
     version = Version(count * BLOCK_BYTES, "v", 0)
-    blocks = {index: index.to_bytes(32, "big") for index in range(count)}
+    blocks = {index: (index + 1).to_bytes(32, "big") for index in range(count)}
     assert decode(encode(kept(blocks, version=version))) == kept(blocks, version=version)
 
 

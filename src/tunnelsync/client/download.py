@@ -236,7 +236,7 @@ class Download:
                 return  # a digest that came wrong gives a wrong end, too
             # The stream as a whole is not what was sent, and any block of it may be the wrong one.
             for index in range(transfer.first_block, span.next):
-                here.plan.drop(index)
+                here.take_back(index)
             span.next = transfer.first_block
             self._fewest = here.plan.missing
             raise

@@ -10,7 +10,7 @@ from functools import partial
 
 from tunnelsync import frames
 from tunnelsync.client.incoming import prove
-from tunnelsync.client.journal import Kept, Version
+from tunnelsync.client.journal import TAKEN_BACK, Kept, Version
 from tunnelsync.client.plan import Plan
 from tunnelsync.client.record import Record
 from tunnelsync.client.target import Sink
@@ -109,6 +109,12 @@ class Holdings:
         self._record.repaired = self.plan.repaired
         self._unsynced.append((claim.index, claim.digest))
         self._tell()
+
+    def take_back(self, index: int) -> None:
+        """Note that a block may be wrong for all its digest: it is missing again."""
+        if self.plan.holds(index):
+            self._unsynced.append((index, TAKEN_BACK))
+        self.plan.drop(index)
 
     def flaw(self, index: int, why: str) -> None:
         """Note a block that is to be fetched again; raise once that was done too often."""

@@ -2,8 +2,8 @@
 
 A file of records, each a 4-byte big-endian length, a payload, and the first 16 bytes of the
 payload's BLAKE3. The first payload is JSON: whose blocks these are, and in which part file. Each
-other one is blocks that were synced to the disk before: 8-byte index, 32-byte digest. What comes
-after a record that is cut or wrong is not believed.
+other one is blocks that were synced to the disk before: 8-byte index, 32-byte digest; zeros for a
+digest take a block back. What comes after a record that is cut or wrong is not believed.
 """
 
 import errno
@@ -23,6 +23,8 @@ FORMAT = 1
 CHECK_BYTES = 16
 LENGTH = struct.Struct(">I")
 ENTRY = struct.Struct(f">Q{DIGEST_BYTES}s")
+TAKEN_BACK = bytes(DIGEST_BYTES)
+"""What no block has for a digest: one that the journal named is not to be trusted any more."""
 RECORD_BYTES = 4 * 1024 * 1024
 """The longest record; more blocks than it holds go into several."""
 NOT_ITS_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})
@@ -102,7 +104,7 @@ def decode(data: bytes) -> Kept | None:
         if len(packed) % ENTRY.size:
             break
         blocks |= {index: one for index, one in ENTRY.iter_unpack(packed) if index < count}
-    return Kept(origin, version, inode, blocks)
+    return Kept(origin, version, inode, {i: one for i, one in blocks.items() if one != TAKEN_BACK})
 
 
 class Journal:
