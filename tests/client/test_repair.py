@@ -12,7 +12,13 @@ from aiohttp import web
 from client.test_offload import Store, told
 from played_router import MAC, Flipping, Streaming, client, content, json, played
 from tunnelsync.client import Record, Resume, TunnelSync
-from tunnelsync.errors import ConnectorOffline, ConnectorUnknown, DatasetDenied, VerificationFailed
+from tunnelsync.errors import (
+    ConnectorOffline,
+    ConnectorUnknown,
+    DatasetDenied,
+    StoreRefused,
+    VerificationFailed,
+)
 from tunnelsync.frames import BLOCK_BYTES, END
 from tunnelsync.protocol import H_MODE, Mode, error_answer
 from tunnelsync.settings import ClientSettings
@@ -315,6 +321,24 @@ async def test_auto_goes_on_as_a_stream_when_an_object_is_wrong(tmp_path: Path) 
     store.times = 0
     router = await offloaded(tmp_path, store, Mode.AUTO)
     assert router.stream.asked == [(2, 1)]
+
+
+class Rangeless(Failing):
+    """A store that gives whole objects alone."""
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        whole = await super().__call__(request)
+        if isinstance(whole, web.Response) and whole.status == 206:
+            return web.Response(body=self.data)
+        return whole
+
+
+async def test_a_store_that_gives_no_parts_ends_it_at_once_and_auto_streams(tmp_path: Path) -> None:
+    with pytest.raises(StoreRefused, match="no parts of an object"):
+        await offloaded(tmp_path, Rangeless(DATA, "broken", times=1), Mode.OFFLOAD)
+    (tmp_path / "auto").mkdir()
+    router = await offloaded(tmp_path / "auto", Rangeless(DATA, "broken", times=1), Mode.AUTO)
+    assert router.stream.asked == [(1, None)]
 
 
 async def test_ranges_of_the_store_come_by_several_downloads(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tunnelsync.errors import (
     BrokenOff,
     ProtocolError,
     Stalled,
+    StoreRefused,
     StoreUnavailable,
     StoreUntrusted,
     VerificationFailed,
@@ -249,17 +250,17 @@ async def _get(
             raise StoreUnavailable(f"{where}: {reason(exc)}") from None
         if 300 <= response.status < 400:
             raise StoreUntrusted(f"{where} redirects to another place ({response.status})")
+        if part is not None and response.status == 200:
+            raise StoreRefused(f"{where} gives no parts of an object, so that none can be resumed")
         if response.status != (200 if part is None else 206):
             raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
         yield Body(response, peer=PEER, idle_seconds=settings.idle_seconds)
 
 
 def _why(status: int) -> str:
-    return {
-        200: ": it gives no parts of an object",
-        403: ": the address has expired or is not allowed",
-        404: ": no such object",
-    }.get(status, "")
+    return {403: ": the address has expired or is not allowed", 404: ": no such object"}.get(
+        status, ""
+    )
 
 
 @contextmanager
