@@ -57,6 +57,16 @@ def fetching(system: System, target: Path, *args: str, **env: Any) -> Process:
     return system.start(*words, **{**SOON, **env})
 
 
+def cut_off(system: System, target: Path) -> int:
+    """Start router and connector, kill a fetch midway; return how many of its blocks are safe."""
+    system.router()
+    system.connector()
+    fetch = fetching(system, target)
+    begun(target, fetch)
+    fetch.kill()
+    return journaled(target)
+
+
 def fetched(system: System, target: Path, *args: str | Path) -> dict[str, Any]:
     """Run a fetch to its good end, and return its receipt."""
     receipt = target.with_name("receipt.json")
@@ -98,11 +108,7 @@ def test_b1_what_came_before_the_connector_died_is_not_fetched_again(
 def test_b3_a_dataset_that_changed_since_starts_over_and_says_so(
     system: System, out: Path, source: Path
 ) -> None:
-    system.router()
-    system.connector()
-    fetch = fetching(system, out / "big")
-    begun(out / "big", fetch)
-    fetch.kill()
+    cut_off(system, out / "big")
     make_file(source, SIZE - BLOCK_BYTES, seed=1)
     receipt = fetched(system, out / "big")
     assert receipt["notes"][1] == "the dataset has changed since: starting over"
@@ -148,12 +154,7 @@ def test_b4_a_part_is_trusted_no_further_than_its_digests_prove(
     spoil: Callable[[Path, Path], None],
     kept: Callable[[int], int],
 ) -> None:
-    system.router()
-    system.connector()
-    fetch = fetching(system, out / "big")
-    begun(out / "big", fetch)
-    fetch.kill()
-    safe = journaled(out / "big")
+    safe = cut_off(system, out / "big")
     spoil(out / f"big{SUFFIX}", out / f"big{JOURNAL_SUFFIX}")
     receipt = fetched(system, out / "big")
     assert receipt["resumed_bytes"] == kept(safe) * BLOCK_BYTES
