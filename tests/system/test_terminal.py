@@ -1,0 +1,52 @@
+"""What `tunnelsync fetch` shows on a terminal while it works."""
+
+import os
+import pty
+import select
+import subprocess
+from pathlib import Path
+
+from harness import COMMAND, MAC, System, clean_environ, make_file, sparse_file
+from held import HeldGet
+from tunnelsync.settings import GIB, MIB
+
+
+def shown(terminal: int, wanted: str) -> str:
+    """Read what a terminal shows until the text is there, or all of it until its end."""
+    text = ""
+    while wanted not in text:
+        ready, _, _ = select.select([terminal], [], [], 30)
+        assert ready, text
+        try:
+            text += os.read(terminal, 65536).decode(errors="replace")
+        except OSError:  # the other end has closed it
+            break
+    return text
+
+
+def test_a_terminal_shows_the_place_in_line_then_the_progress_and_one_line_at_the_end(
+    system: System, tmp_path: Path
+) -> None:
+    router = system.router()
+    system.connector(places=1, progress_seconds=0.2)
+    sparse_file(tmp_path / "datasets" / "big", GIB)
+    make_file(tmp_path / "datasets" / "small", 3 * MIB)
+    terminal, theirs = pty.openpty()
+    with HeldGet(router.url, f"/datasets/{MAC}/big") as held:
+        held.read(MIB)
+        fetch = subprocess.Popen(
+            (*COMMAND, "fetch", "--router", router.url, MAC, "small", "-o", tmp_path / "out"),
+            env=clean_environ({"TERM": "xterm", "COLUMNS": "120"}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        assert "small: in line, place 1" in shown(terminal, "place 1")
+    rest = shown(terminal, "verified blake3-4m:")
+    out, _ = fetch.communicate(timeout=30)
+    os.close(terminal)
+    assert fetch.returncode == 0, rest
+    assert out == b""
+    assert "3,145,728 bytes" in rest
+    assert (tmp_path / "out").stat().st_size == 3 * MIB
