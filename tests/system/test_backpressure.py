@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -424,7 +424,8 @@ async def test_l2_a_router_that_hears_nothing_on_the_socket_is_left(system: Syst
     """The connector's acks fill every buffer on the way; it reads no further commands then."""
     make_file(system.tmp_path / "datasets" / "a", 1)
     deaf = DeafRouter()
-    async with served(deaf):
+    async with served(deaf), AsyncExitStack() as stack:
+        stack.callback(deaf.hang_up)
         system.url = deaf.url
         connector = await asyncio.to_thread(
             lambda: system.connector(
@@ -433,11 +434,11 @@ async def test_l2_a_router_that_hears_nothing_on_the_socket_is_left(system: Syst
         )
         await deaf.socket()
         held, before = descriptors(connector), rss_bytes(connector)
-        await deaf.socket()  # the connector has come again, by a new one
+        async with asyncio.timeout(60):
+            await deaf.sockets.get()  # the connector has come again, by a new one
         assert deaf.given > 1000
         assert rss_bytes(connector) - before < 64 * MIB  # 2000 commands in hand, and no more
         await asyncio.to_thread(
             wait_until, lambda: descriptors(connector) <= held + 2, 20, "the old one to be closed"
         )
         await asyncio.to_thread(connector.stop)
-        deaf.hang_up()
