@@ -63,7 +63,7 @@ class PlayedRouter:
 
     async def result(self, request_id: str) -> dict[str, Any]:
         """Wait for the result of a request."""
-        async with asyncio.timeout(10), self.result_came:
+        async with asyncio.timeout(30), self.result_came:
             await self.result_came.wait_for(lambda: bool(self.results[request_id]))
         return self.results[request_id][0]
 
@@ -75,12 +75,12 @@ class PlayedRouter:
 
     async def socket(self) -> web.WebSocketResponse:
         """Wait for the connector's next socket."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.sockets.get()
 
     async def heard_next(self, *kinds: type) -> Any:
         """Wait for the next message of these kinds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 message = await self.heard.get()
                 if isinstance(message, kinds):
