@@ -290,14 +290,25 @@ async def test_b7_cancelled_while_it_gets_its_name_nothing_is_written_to_another
 
 
 class Parts(Streaming):
-    """A router whose every other part breaks off; a part that begins at ``bad`` is wrong there."""
+    """A router whose every other part breaks off; a part that begins at ``bad`` is wrong there,
+    and waits until ``held`` is set."""
 
     bad = -1
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.held = asyncio.Event()
+
+    def progress(self, done: int, size: int | None) -> None:
+        """Hear how much of it is held."""
+        if done:
+            self.held.set()
 
     async def send(
         self, request: web.Request, headers: dict[str, str], body: bytes
     ) -> web.StreamResponse:
         if self.asked[-1][0] == self.bad:
+            await self.held.wait()
             body = body[:9] + bytes([body[9] ^ 1]) + body[10:]
         elif len(self.asked) % 2:
             body = body[: FRAME_BYTES + 9]
@@ -345,7 +356,7 @@ async def test_an_error_of_one_of_several_streams_ends_them_all_and_keeps_what_c
     async with played(router) as url:
         async with client(url, **PARALLEL, repairs=1) as ts:
             with pytest.raises(VerificationFailed, match="block 12 came wrong 2 times"):
-                await ts.fetch(MAC, "d", target, mode=Mode.STREAM)
+                await ts.fetch(MAC, "d", target, mode=Mode.STREAM, progress=router.progress)
         assert descriptors(tmp_path) == set()
         kept = kept_beside(target, LONG)
         assert kept is not None
