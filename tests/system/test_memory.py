@@ -13,6 +13,7 @@ from harness import MAC, Process, System, make_file, sparse_file, wait_until
 from played_connector import PlayedConnector, asking, played, wanting
 from raw_http import Answer
 from tunnelsync import protocol
+from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.settings import GIB, KIB, MIB
 from watched import descriptors, files_open, rss_bytes
 
@@ -338,7 +339,11 @@ def test_p6_clients_that_connect_and_abort_leave_nothing_behind(
 def test_p6_a_connector_lets_go_of_the_blocks_of_streams_that_are_aborted(
     system: System, tmp_path: Path
 ) -> None:
-    """At once, and not when the garbage collector comes by: until then they are hundreds of MB."""
+    """At once, and not when the garbage collector comes by: until then each keeps a block or two.
+
+    The least of several moments counts: some blocks are always on their way out, and an allocator
+    keeps what eight threads that read have used at once.
+    """
     router = system.router()
     connector = system.connector()
     sparse_file(tmp_path / "datasets" / "big", 8 * GIB)
@@ -350,8 +355,8 @@ def test_p6_a_connector_lets_go_of_the_blocks_of_streams_that_are_aborted(
         return rss_bytes(connector)
 
     before = settled(WARM_UP // 2)
-    after = settled(CYCLES)
-    assert after < 1.5 * before, (before, after)
+    after = min(settled(CYCLES // 3) for _ in range(3))
+    assert after - before < CYCLES * BLOCK_BYTES // 8, (before, after)
 
 
 async def test_p6_connectors_that_connect_and_abort_leave_nothing_behind(system: System) -> None:
