@@ -13,7 +13,6 @@ from harness import MAC, Process, System, make_file, sparse_file, wait_until
 from played_connector import PlayedConnector, asking, played, wanting
 from raw_http import Answer
 from tunnelsync import protocol
-from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.settings import GIB, KIB, MIB
 from watched import descriptors, files_open, rss_bytes
 
@@ -354,9 +353,10 @@ def test_p6_a_connector_lets_go_of_the_blocks_of_streams_that_are_aborted(
         wait_until(lambda: not files_open(connector), 30, "the dataset to be closed")
         return rss_bytes(connector)
 
-    before = settled(WARM_UP // 2)
-    after = min(settled(CYCLES // 3) for _ in range(3))
-    assert after - before < CYCLES * BLOCK_BYTES // 8, (before, after)
+    settled(WARM_UP // 2)
+    after = [settled(CYCLES // 4) for _ in range(4)]
+    # Measured: 84 to 128 MiB, and from 181 MiB on where an error kept the frames of its stream.
+    assert min(after) < 152 * MIB, after
 
 
 async def test_p6_connectors_that_connect_and_abort_leave_nothing_behind(system: System) -> None:
