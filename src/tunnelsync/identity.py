@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import NewType
 
 from tunnelsync import wire
@@ -24,6 +25,7 @@ MAC_PATTERN = r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{4}(?:\.[0-9
 _MAC = re.compile(MAC_PATTERN)
 
 
+@lru_cache(1024)
 def mac_address(text: str) -> Mac:
     """Return the one form of a MAC in any notation; raise `BadMac` for anything else."""
     if not _MAC.fullmatch(text):

@@ -200,7 +200,7 @@ class ClientSettings:
     )
     backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
     backoff_cap_seconds: float = _setting(10.0, "a line that is back is noticed by then")
-    idle_threads: int = _setting(8, "kept for the next file: one costs more than a small file")
+    idle_threads: int = _setting(64, "kept for the next file: one costs more than a small file")
     repairs: int = _setting(3, "a block that came wrong is fetched again so often")
     journal_seconds: float = _setting(
         2.0, "what a kill can cost; each entry waits for a sync of the data"

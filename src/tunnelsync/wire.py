@@ -49,25 +49,30 @@ def decode(kind: type[Message], value: Mapping[str, Any]) -> Message:
 def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
     hints = typing.get_type_hints(kind)
     return tuple(
-        (f.name, hints[f.name], f.default is MISSING and f.default_factory is MISSING)
+        (f.name, _bare(hints[f.name]), f.default is MISSING and f.default_factory is MISSING)
         for f in fields(kind)
     )
 
 
-def _cast(hint: Any, value: Any, name: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
+def _bare(hint: Any) -> Any:
+    """Return a hint without None and without the name that a `NewType` gives it."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
-        return _cast(hint, value, name)
-    if origin is tuple:
+    return getattr(hint, "__supertype__", hint)
+
+
+def _cast(hint: Any, value: Any, name: str) -> Any:
+    if hint is str and type(value) is str:
+        return value  # most are
+    if typing.get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise BadRequest(f"{name!r} must be a list")
-        return tuple(_cast(typing.get_args(hint)[0], one, name) for one in value)
+        kind = _bare(typing.get_args(hint)[0])
+        return tuple(_cast(kind, one, name) for one in value)
     if is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise BadRequest(f"{name!r} must be an object")
         return decode(hint, value)
-    hint = getattr(hint, "__supertype__", hint)
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint or (hint is int and not -(2**63) <= value < 2**63):
@@ -75,9 +80,17 @@ def _cast(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
+@cache
+def _names(kind: type) -> tuple[str, ...] | None:
+    """Return the members of a dataclass, or None for any other type."""
+    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else None
+
+
 def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        pairs = ((f.name, getattr(value, f.name)) for f in fields(value))
+    if isinstance(value, str | int):
+        return value
+    if (names := _names(type(value))) is not None:  # type: ignore[arg-type]
+        pairs = ((name, getattr(value, name)) for name in names)
         return {name: _plain(one) for name, one in pairs if one is not None}
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]

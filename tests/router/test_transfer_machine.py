@@ -190,7 +190,7 @@ class Life(RuleBasedStateMachine):
     async def _serve(self) -> None:
         """What the handlers of the client's request do (see ``router/stream.py``)."""
         try:
-            async with self.board.ask(MAC, "d", self.kind, COMMANDS[self.kind]) as transfer:
+            with self.board.ask(MAC, "d", self.kind, COMMANDS[self.kind]) as transfer:
                 reply = await transfer.reply()
                 if isinstance(reply, ResultBody):
                     async with transfer.within(SETTINGS.idle_seconds, "the client"):

@@ -51,8 +51,11 @@ class Body:
         if self._broken is not None:
             raise self._broken
         try:
-            async with asyncio.timeout(self._idle_seconds):
-                data = await (self._direct.read() if self._direct else self._parsed())
+            if self._direct is None and self._content.is_eof():
+                data = self._content.read_nowait(-1)  # the rest is here, as with most
+            else:
+                async with asyncio.timeout(self._idle_seconds):
+                    data = await (self._direct.read() if self._direct else self._parsed())
         except TimeoutError:
             raise Stalled(f"{self._peer} sent nothing for {self._idle_seconds:g} s") from None
         except (ClientError, OSError):

@@ -11,6 +11,7 @@ from tunnelsync import frames
 from tunnelsync.client.incoming import Incoming, Part, request_id_of
 from tunnelsync.client.journal import Version
 from tunnelsync.client.link import Link, decode
+from tunnelsync.client.thread import SHORT_BYTES
 from tunnelsync.errors import ProtocolError, VerificationFailed
 from tunnelsync.frames import BLOCK_BYTES, Claimed
 from tunnelsync.identity import Mac
@@ -35,7 +36,8 @@ class Buffer:
         async with link.request("POST", "datasets/request-sync", request) as response:
             body = link.body(response)
             text = await body.whole(link.settings.json_bytes)
-            answer, blocks = await asyncio.to_thread(parse, text)
+            short = len(text) <= SHORT_BYTES
+            answer, blocks = parse(text) if short else await asyncio.to_thread(parse, text)
             end = None if part.count is None else part.first + part.count
             yield Incoming(
                 request_id=request_id_of(response),

@@ -47,6 +47,7 @@ class Download:
         self._here = Holdings(sink, settings, threads, record, progress)
         self._patience = Patience(settings, asyncio.get_running_loop().time)
         self._fewest = math.inf
+        self._syncing: asyncio.Task[None] | None = None
         self._workers: asyncio.TaskGroup
 
     async def run(self) -> None:
@@ -82,15 +83,17 @@ class Download:
 
     async def _bring(self) -> None:
         """Run the first worker, which lets others join it, until nothing is missing."""
-        syncing = asyncio.create_task(self._here.keep_syncing())
+        failed: object = None
         try:
             async with asyncio.TaskGroup() as self._workers:
                 self._workers.create_task(self._work())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            syncing.cancel()
-            (failed,) = await asyncio.gather(syncing, return_exceptions=True)
+            if (syncing := self._syncing) is not None:
+                self._syncing = None
+                syncing.cancel()
+                (failed,) = await asyncio.gather(syncing, return_exceptions=True)
         if isinstance(failed, TunnelSyncError):
             raise failed
 
@@ -166,6 +169,8 @@ class Download:
             raise PreconditionFailed("the dataset is another version now")
         here.announced_root = incoming.root
         await here.begin(version)
+        if (here.plan.count or 0) > 1:
+            self._syncing = asyncio.create_task(here.keep_syncing())
         if self._way.in_parts and not here.ordered and version.etag:
             # All are cut before any is asked for, so that each asks for no more than its own.
             spans = [here.plan.take() for _ in range(self._streams(incoming) - 1)]

@@ -58,6 +58,7 @@ class Link:
         self.settings = settings
         self.router = router_url(settings.router, allow_plaintext=settings.allow_plaintext)
         self._headers = authorization(settings.token)
+        self._proxy = proxy_for(self.router)
         self._stack = AsyncExitStack()
         self._session: ClientSession | None = None
         self.waiting: Callable[[protocol.Receipt], None] | None = None
@@ -84,35 +85,31 @@ class Link:
         ``path`` is encoded and begins behind the router's ``/``; ``message`` becomes the JSON
         body. Raises the router's own error, `RouterUnreachable`, or `TimedOut`.
         """
-        until = asyncio.get_running_loop().time() + self.settings.answer_seconds
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout_at(until):
-                    yielded = await self._answered(stack, method, path, message)
-            except TimeoutError:
-                waited = f"{self.settings.answer_seconds:g} s"
-                raise TimedOut(f"the router did not answer within {waited}") from None
-            yield yielded
+        try:
+            async with asyncio.timeout(self.settings.answer_seconds):
+                response = await self._answered(method, path, message)
+        except TimeoutError:
+            waited = f"{self.settings.answer_seconds:g} s"
+            raise TimedOut(f"the router did not answer within {waited}") from None
+        async with response:
+            yield response
 
-    async def _answered(
-        self, stack: AsyncExitStack, method: str, path: str, message: object
-    ) -> ClientResponse:
+    async def _answered(self, method: str, path: str, message: object) -> ClientResponse:
         """Return the answer, at once or when a transfer that was answered 202 has one."""
         if not isinstance(message, protocol.DatasetRequest):
-            return await self._sent(stack, method, path, message)
-        async with AsyncExitStack() as first:
-            # RFC 7240: an answer that takes longer than that is asked for by its receipt.
-            prefer = {"Prefer": f"respond-async, wait={self._patience_seconds:g}"}
-            response = await self._sent(first, method, path, message, prefer)
-            if response.status != 202:
-                stack.push_async_exit(first.pop_all())
-                return response
+            return await self._sent(method, path, message)
+        # RFC 7240: an answer that takes longer than that is asked for by its receipt.
+        prefer = {"Prefer": f"respond-async, wait={self._patience_seconds:g}"}
+        response = await self._sent(method, path, message, prefer)
+        if response.status != 202:
+            return response
+        async with response:
             told = await self.body(response).whole(self.settings.message_bytes)
         receipt = decode(protocol.Receipt, told)
         path = f"transfers/{quote(receipt.request_id, safe='')}"
         try:
             await self._ready(path, receipt)
-            return await self._sent(stack, "GET", f"{path}/result")
+            return await self._sent("GET", f"{path}/result")
         except TransferUnknown:
             raise RouterUnreachable("the router no longer knows the transfer: restarted?") from None
         except asyncio.CancelledError:
@@ -143,30 +140,29 @@ class Link:
 
     async def _sent(
         self,
-        stack: AsyncExitStack,
         method: str,
         path: str,
         message: object = None,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> ClientResponse:
-        """Send one request and return its answer, if it is a success; ``stack`` closes it."""
+        """Send one request and return its answer, if it is a success, to be closed."""
         assert self._session is not None, "the link is not open"
         url = URL(f"{self.router}{path}", encoded=True)
         body = None if message is None else wire.dumps(message)
-        sending = self._session.request(
-            method,
-            url,
-            data=body,
-            headers={**self._headers, **_json_header(body), **headers},
-            allow_redirects=False,
-            **proxy_for(url),
-        )
         try:
-            response = await stack.enter_async_context(sending)
+            response = await self._session.request(
+                method,
+                url,
+                data=body,
+                headers={**self._headers, **_json_header(body), **headers},
+                allow_redirects=False,
+                **self._proxy,
+            )
         except CONNECTION_ERRORS as exc:
             raise self._unreachable(exc) from None
         if response.status >= 300:
-            raise await self._problem(response)
+            async with response:
+                raise await self._problem(response)
         return response
 
     async def ask(self, kind: type[Answer], method: str, path: str) -> Answer:

@@ -7,6 +7,9 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
+SHORT_BYTES = 64 * 1024
+"""Up to so many bytes, going to a thread costs more than what is done there, unless it is I/O."""
+
 
 class FileThread:
     """One thread for one file: what is called in it runs in the order of the calls."""

@@ -94,6 +94,8 @@ class Body:
 
     async def _block(self, index: int) -> Block:
         """Return a block, and have the next one read meanwhile; no others are kept."""
+        if self.count == 1 and (held := self._source.held(self._offset, self._data_length)):
+            return held
         for old in set(self._reads) - {index, index + 1}:
             self._reads.pop(old).cancel()
         for wanted in (index, index + 1):

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import orjson
 
 from tunnelsync import frames, wire
-from tunnelsync.connector.source import Source
+from tunnelsync.connector.source import AT_ONCE_BYTES, Source
 from tunnelsync.connector.stream import Report, require_match
 from tunnelsync.connector.upload import Upload
 from tunnelsync.errors import ConnectorBusy, TooLarge
@@ -83,7 +83,11 @@ class Buffer:
         for at in range(0, source.size, BLOCK_BYTES):
             block = await source.block(at, min(BLOCK_BYTES, source.size - at))
             digests.append(block.digest)
-            data.append(await loop.run_in_executor(self._executor, encoder.encode, block.data))
+            if source.size <= AT_ONCE_BYTES:
+                data.append(encoder.encode(block.data))
+            else:
+                encoded = loop.run_in_executor(self._executor, encoder.encode, block.data)
+                data.append(await encoded)
             report("reading", at + len(block.data))
         data.append(encoder.finish())
         answer = BufferAnswer(

@@ -33,6 +33,9 @@ from tunnelsync.errors import (
 from tunnelsync.frames import digest
 from tunnelsync.protocol import check_name, printable
 
+AT_ONCE_BYTES = 64 * 1024
+"""Up to so many bytes a turn on the executor costs more than the work that is done in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -59,6 +62,7 @@ class Source:
         )
         self.etag = etag_of(found)
         self._file = file
+        self._whole: Block | None = None
         self._executor = executor
         self._reading = threading.Lock()  # close waits for a read whose caller was cancelled
 
@@ -68,8 +72,24 @@ class Source:
         The dataset was seen `unchanged` after the read, so an edit ends a long transfer soon.
         Raises what `read` and `unchanged` raise.
         """
+        if (held := self.held(offset, length)) is not None:
+            return held
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._block, offset, length)
+
+    def held(self, offset: int, length: int) -> Block | None:
+        """Return a block that needs no reading, for the dataset was read as it was opened."""
+        if self._whole is None:
+            return None
+        if length == self.size:
+            return self._whole
+        data = self._whole.data[offset : offset + length]
+        return Block(data, digest(data))
+
+    def _hold(self) -> None:
+        """Read a short dataset, and close it."""
+        with self._file:
+            self._whole = self._block(0, self.size)
 
     def _block(self, offset: int, length: int) -> Block:
         data = self._read(offset, length)
@@ -129,6 +149,8 @@ class Source:
 
     async def close(self) -> None:
         """Close the descriptor, once a running read has ended; cancelling does not stop it."""
+        if self._whole is not None:
+            return  # it is closed
         job = self._executor.submit(self._close)
         await asyncio.shield(asyncio.wrap_future(job))
 
@@ -169,21 +191,23 @@ class Root:
         self._folder_entries = folder_entries
         self._jail = jail or jail_here(self._fd)
 
-    async def open(self, name: str) -> Source:
+    async def open(self, name: str, *, at_once_bytes: int = 0) -> Source:
         """Open a dataset, to be used with ``async with``.
 
-        Raises `BadName`, `DatasetNotFound`, `NotADataset`, `OutsideRoot` or `DatasetDenied`.
+        One of at most ``at_once_bytes`` is read in the same turn, and has no descriptor then.
+        Raises `BadName`, `DatasetNotFound`, `NotADataset`, `OutsideRoot` or `DatasetDenied`, and
+        what `Source.block` raises.
         """
         check_name(name)
         # Not aiofiles.open: cancelled, it would leave the descriptor to nobody.
-        job = self._executor.submit(self._open_dataset, name)
+        job = self._executor.submit(self._open_dataset, name, at_once_bytes)
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
             job.add_done_callback(_close_unwanted)
             raise
 
-    def _open_dataset(self, name: str) -> Source:
+    def _open_dataset(self, name: str, at_once_bytes: int) -> Source:
         fd, found = self._open(name)
         try:
             if stat.S_ISDIR(found.st_mode):
@@ -192,7 +216,10 @@ class Root:
         except BaseException:
             os.close(fd)
             raise
-        return Source(name, file, found, self._executor)
+        source = Source(name, file, found, self._executor)
+        if 0 < source.size <= at_once_bytes:
+            source._hold()
+        return source
 
     def _open(self, name: str) -> tuple[int, os.stat_result]:
         """Return the descriptor of a regular file or a folder, and what it is."""

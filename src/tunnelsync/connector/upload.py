@@ -33,6 +33,7 @@ log = logging.getLogger("tunnelsync.connector")
 
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a router, or a proxy in front of it, that another try can turn into a success."""
+JSON = {"Content-Type": "application/json"}
 GONE = frozenset({404, 410})
 """Statuses that mean that nobody waits for this request any more."""
 PIECE_BYTES = 256 * 1024  # the unit in which a stalled line is noticed: 4 KiB/s is slow, not dead
@@ -40,9 +41,9 @@ PIECE_BYTES = 256 * 1024  # the unit in which a stalled line is noticed: 4 KiB/s
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A body to send: its pieces, and their length in bytes."""
+    """A body to send: its pieces, or all of it where it is short; and its length in bytes."""
 
-    pieces: AsyncGenerator[Buffer, None]
+    pieces: AsyncGenerator[Buffer, None] | bytes
     length: int
 
 
@@ -100,6 +101,7 @@ class Upload:
         self._http = http
         self._router = router
         self._headers = dict(headers)
+        self._proxy = proxy_for(router)
 
     async def answer(self, request_id: str, *parts: bytes) -> None:
         """Give a result, whose JSON is these parts; says in the log if nobody could take it."""
@@ -193,7 +195,7 @@ class Upload:
             if tries:
                 await self.pause(tries - 1)
             try:
-                body = Outgoing(_pieces(parts), sum(map(len, parts)))
+                body = _outgoing(parts)
                 answer = await self._once("POST", url, body, JSON)
             except RouterUnreachable as exc:
                 why = exc.message
@@ -223,12 +225,12 @@ class Upload:
         sent = dict(self._headers, **(headers or {}))
         try:
             async with asyncio.timeout(limits.answer_seconds) as deadline:
-                data = None
-                if body is not None:
+                data = None if body is None else body.pieces
+                if body is not None and not isinstance(body.pieces, bytes):
                     sent["Content-Length"] = str(body.length)
                     data = _timed(body.pieces, deadline, limits.stall_seconds)
                 async with self._http.request(
-                    method, url, data=data, headers=sent, allow_redirects=False, **proxy_for(url)
+                    method, url, data=data, headers=sent, allow_redirects=False, **self._proxy
                 ) as response:
                     return Answer(response.status, await self._small(response.content))
         except TimeoutError as exc:
@@ -248,9 +250,6 @@ class Upload:
 
     def _url(self, path: str, request_id: str, **query: str) -> URL:
         return self._router.join(URL(path)).with_query(request_id=request_id, **query)
-
-
-JSON = {"Content-Type": "application/json"}
 
 
 def told(error: Exception, request_id: str) -> TunnelSyncError:
@@ -277,6 +276,11 @@ def _between(parts: Sequence[bytes], start: int, end: int) -> list[Buffer]:
             found.append(piece)
         start, end = start - len(part), end - len(part)
     return found
+
+
+def _outgoing(parts: Sequence[Buffer]) -> Outgoing:
+    length = sum(map(len, parts))
+    return Outgoing(b"".join(parts) if length <= PIECE_BYTES else _pieces(parts), length)
 
 
 async def _pieces(parts: Sequence[Buffer]) -> AsyncGenerator[Buffer, None]:

@@ -16,7 +16,7 @@ from tunnelsync.connector import auto, conditions, stream
 from tunnelsync.connector.buffer import Buffer
 from tunnelsync.connector.offload import Offload
 from tunnelsync.connector.places import Places
-from tunnelsync.connector.source import Root, Source
+from tunnelsync.connector.source import AT_ONCE_BYTES, Root, Source
 from tunnelsync.connector.upload import Upload, told
 from tunnelsync.errors import ConnectorBusy, QueueTimedOut
 from tunnelsync.protocol import (
@@ -136,11 +136,18 @@ class Worker:
             case StatDataset():
                 await self._stat(command)
             case GetDataset() | GetDatasetStream() | GetDatasetOffload() | GetDatasetAuto():
+                name, at_once = command.dataset_name, self._at_once_bytes(command)
                 async with (
                     self._place(job, command.client),
-                    await self._modes.root.open(command.dataset_name) as source,
+                    await self._modes.root.open(name, at_once_bytes=at_once) as source,
                 ):
                     await self._send(command, source, job)
+
+    def _at_once_bytes(self, command: DatasetCommand) -> int:
+        """Return up to which size a dataset is read as it is opened; an upload opens its own."""
+        if isinstance(command, GetDatasetOffload):
+            return 0
+        return min(AT_ONCE_BYTES, self._settings.dataset_buffer_bytes)
 
     async def _send(self, command: DatasetCommand, source: Source, job: Job) -> None:
         """Send a dataset in the mode of its command."""
@@ -195,6 +202,8 @@ class Worker:
 
     async def _turn(self, job: Job) -> None:
         limits = self._settings
+        if job.turn.is_set():
+            return
         try:
             async with asyncio.timeout(limits.queue_wait_seconds):
                 await job.turn.wait()

@@ -8,10 +8,13 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from aiohttp import web
 from blake3 import blake3
+from multidict import istr
+from yarl import URL
 
 from tunnelsync import protocol
 from tunnelsync.address import is_loopback
@@ -22,9 +25,12 @@ from tunnelsync.settings import RouterSettings
 
 log = logging.getLogger("tunnelsync.router")
 
+CACHED = 1024  # clients that are known again without work
 LABEL_BYTES = 8  # so that among thousands of clients no two have the same
 
-FOREIGN = ("Origin", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
+FOREIGN = tuple(
+    map(istr, ("Origin", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via"))
+)
 """Headers of a request that a web page made, or that a proxy passed on for somebody else."""
 
 
@@ -59,10 +65,11 @@ class Access:
         Raises `Unauthorized`, or `Forbidden` for what a foreign web page can send.
         """
         if self._grants is None:
-            host = request.url.host or ""
-            page = any(name in request.headers for name in FOREIGN)
-            if page or not is_loopback(host):
-                whom = "web pages or proxies" if page else f"calls of it as {host[:256]!r}"
+            headers = request.headers
+            page = any(name in headers for name in FOREIGN)
+            if page or not _is_here(request.host):
+                called = request.url.host or ""
+                whom = "web pages or proxies" if page else f"calls of it as {called[:256]!r}"
                 raise Forbidden(
                     f"without a tokens file the router answers this machine alone, and no {whom}",
                     hint="Start the router with --tokens to serve other names and web pages.",
@@ -82,9 +89,8 @@ class Access:
         It is made of the token, or without tokens of the address, with a key of this process's:
         nobody can go back from it, nor compare it with that of another router.
         """
-        grant = self.grant(request)
-        who = grant.sha256 if grant else request.remote or ""
-        return blake3(who.encode(), key=self._key).hexdigest(LABEL_BYTES)
+        grant = request[GRANT]
+        return _label(grant.sha256 if grant else request.remote or "", self._key)
 
     async def watch(
         self, every_seconds: float, on_change: Callable[[Collection[str]], None]
@@ -122,11 +128,27 @@ class Access:
 
 
 ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
+GRANT = "tunnelsync-grant"
+"""Where a client's request keeps what it was granted."""
+
+
+@lru_cache(CACHED)
+def _is_here(host: str) -> bool:
+    """Tell whether a ``Host`` header names this machine."""
+    try:
+        return is_loopback(URL(f"http://{host}").host or "")
+    except ValueError:
+        return False
+
+
+@lru_cache(CACHED)
+def _label(who: str, key: bytes) -> str:
+    return blake3(who.encode(), key=key).hexdigest(LABEL_BYTES)
 
 
 def require_client(request: web.Request) -> None:
     """Raise unless the request may do what a client does."""
-    grant = request.app[ACCESS].grant(request)
+    grant = request[GRANT] = request.app[ACCESS].grant(request)
     if grant is not None:
         grant.require(Role.CLIENT)
 

@@ -1,8 +1,8 @@
 """What a client asks for, out of its request: a body of JSON, or a path and headers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote_to_bytes
 
@@ -82,10 +82,10 @@ async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
     return Asked(mac, dataset, accept=accept, conditions=Conditions(range=part, if_match=match))
 
 
-@asynccontextmanager
-async def asking(
+@contextmanager
+def asking(
     request: web.Request, mac: Mac, name: str, mode: str, command: Callable[[str], Command]
-) -> AsyncIterator[Transfer]:
+) -> Iterator[Transfer]:
     """Send a connector a command on behalf of a request; see `Switchboard.ask`.
 
     A command that takes a place there says whose it is, so that places are shared fairly.
@@ -96,7 +96,7 @@ async def asking(
         made = command(request_id)
         return replace(made, client=label) if isinstance(made, DatasetCommand) else made
 
-    async with request.app[ROUTER].switchboard.ask(mac, name, mode, labelled) as transfer:
+    with request.app[ROUTER].switchboard.ask(mac, name, mode, labelled) as transfer:
         request[TRANSFER] = transfer
         yield transfer
 
@@ -114,7 +114,7 @@ async def answered(
     and comes for it later; see ``detached.py``.
     """
     router = request.app[ROUTER]
-    async with asking(request, asked.mac, asked.dataset, mode, command) as transfer:
+    with asking(request, asked.mac, asked.dataset, mode, command) as transfer:
         patience = _patience_seconds(request, router.settings.async_wait_seconds)
         if patience is None:
             return await deliver(request, transfer, await transfer.reply())

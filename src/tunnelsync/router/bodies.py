@@ -31,12 +31,16 @@ async def read_parts(
     """
     if (request.content_length or 0) > limit_bytes:
         raise too_large(request.content_length or 0, limit_bytes)
+    content = request.content
     parts: list[bytes] = []
     size = 0
     try:
         while True:
-            async with asyncio.timeout(idle_seconds):
-                data = await request.content.readany()
+            if content.is_eof():  # it is all here, as with most
+                data = content.read_nowait(-1)
+            else:
+                async with asyncio.timeout(idle_seconds):
+                    data = await content.readany()
             if not data:
                 return parts
             size += len(data)

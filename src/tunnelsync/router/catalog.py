@@ -45,7 +45,7 @@ async def head(request: web.Request) -> web.StreamResponse:
             if_unmodified_since=conditions.if_unmodified_since,
         ),
     )
-    async with asking(request, mac, name, "stat", command) as transfer:
+    with asking(request, mac, name, "stat", command) as transfer:
         found = await _said(transfer, protocol.StatAnswer)
         transfer.describe(size=found.size, etag=found.etag)
         transfer.last_byte()
@@ -64,7 +64,7 @@ async def _list(request: web.Request, mac: Mac, folder: str) -> web.StreamRespon
     after = request.query.get("after", "")
     _check_folder(folder)
     command = partial(protocol.ListDatasets, folder=folder, after=after, limit=limit)
-    async with asking(request, mac, folder, "list", command) as transfer:
+    with asking(request, mac, folder, "list", command) as transfer:
         page = await _said(transfer, protocol.ListAnswer)
         transfer.last_byte()
         return json_answer(page)

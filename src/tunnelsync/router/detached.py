@@ -52,13 +52,13 @@ class Detached:
         """Answer a request with it, or its error; from now on it ends with that request."""
         self._forgotten.cancel()
         self._attached.set()
-        async with ending(self._transfer):
+        with ending(self._transfer):
             return await self._deliver(request, self._transfer, await self._keeper)
 
     async def _keep(self) -> Reply:
         """Wait for the reply, and then for the request that attaches."""
         transfer = self._transfer
-        async with ending(transfer):
+        with ending(transfer):
             reply = await transfer.reply()
             self.result = f"/transfers/{transfer.request_id}/result"
             self._forgotten.cancel()

@@ -26,8 +26,16 @@ NEXT_BYTES = "the next bytes"
 SPLICE_FROM_BYTES = 4 * 1024 * 1024
 """Below so many bytes left, the copies cost less than a pipe and another connection."""
 BROKEN = (ClientError, ConnectionError, web.PayloadAccessError)
+SHORT_BYTES = 64 * 1024
+"""Up to so many bytes of a body come at once, and go out with the head."""
 STARTED = "tunnelsync-started"
 """Where a request keeps its response once it is prepared: no other can be sent then."""
+
+
+class _Short(web.StreamResponse):
+    """An answer whose head waits for the first bytes of its body, to go out with them."""
+
+    _send_headers_immediately = False
 
 
 async def start(
@@ -39,7 +47,9 @@ async def start(
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
     """Send the head of an answer whose body has so many bytes."""
-    response = web.StreamResponse(status=status, headers=headers)
+    response = (_Short if length <= SHORT_BYTES else web.StreamResponse)(
+        status=status, headers=headers
+    )
     response.headers[protocol.H_REQUEST_ID] = transfer.request_id
     response.headers[protocol.H_MODE] = transfer.mode_used or transfer.mode
     response.content_length = length
@@ -58,7 +68,7 @@ async def send_whole(
         _never_clean_unless_whole(transfer, request, response, Coding.RAW),
         transfer.within(settings.idle_seconds, CLIENT_TAKES),
     ):
-        for part in body.parts:
+        for part in (body.joined(),) if body.size <= SHORT_BYTES else body.parts:
             await response.write(part)
             transfer.deadline.alive()
             transfer.wrote(len(part))

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,8 +63,8 @@ class Session:
     swaps: list[float] = field(default_factory=list)
 
 
-@asynccontextmanager
-async def ending(transfer: Transfer) -> AsyncIterator[None]:
+@contextmanager
+def ending(transfer: Transfer) -> Iterator[None]:
     """End a transfer with whatever error leaves the block."""
     try:
         yield
@@ -245,10 +245,10 @@ class Switchboard:
 
     # --- what a client wants ----------------------------------------------------------------
 
-    @asynccontextmanager
-    async def ask(
+    @contextmanager
+    def ask(
         self, mac: Mac, dataset: str, mode: str, command: Callable[[str], protocol.Command]
-    ) -> AsyncIterator[Transfer]:
+    ) -> Iterator[Transfer]:
         """Send a command, made from a fresh request id, and yield its transfer.
 
         Whatever error leaves the block ends the transfer. Raises `ConnectorUnknown`,
@@ -258,7 +258,7 @@ class Switchboard:
         made = command(secrets.token_hex(16))
         transfer = Transfer(made, mac, dataset, mode, self._settings, self._ended)
         self._dispatch(session, transfer)
-        async with ending(transfer):
+        with ending(transfer):
             yield transfer
 
     def _session(self, mac: Mac) -> Session:

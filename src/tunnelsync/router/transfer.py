@@ -6,8 +6,8 @@ connector's posts, which feed it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from tunnelsync import protocol
 from tunnelsync.errors import (
@@ -32,10 +32,47 @@ CLIENT_TAKES = "the client to take a byte"
 SIGN_OF_LIFE = "its answer, or a sign of life"
 ITS_RETURN = "its return"
 """What is expected of a connector whose upload broke."""
+ENDED = asyncio.Event()
+"""Set: what every transfer that has ended shares."""
+ENDED.set()
 
 
 class Transfer:
-    """A request, what became of it so far, and the bytes on their way."""
+    """A request, what became of it so far, and the bytes on their way.
+
+    Thousands are kept for their receipts, so at its end it lets go of all but what those tell.
+    """
+
+    __slots__ = (
+        "_cleanups",
+        "_ended_at",
+        "_etag",
+        "_first_byte",
+        "_loop",
+        "_on_end",
+        "_reply",
+        "_root",
+        "_settings",
+        "_size",
+        "_started",
+        "_started_unix",
+        "chunks",
+        "command",
+        "connector_knows",
+        "dataset",
+        "deadline",
+        "ended",
+        "error",
+        "mac",
+        "mode",
+        "mode_used",
+        "outcome",
+        "progress",
+        "request_id",
+        "said",
+        "state",
+        "written",
+    )
 
     def __init__(
         self,
@@ -65,7 +102,7 @@ class Transfer:
         self._settings = settings
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._reply: asyncio.Future[Reply] = self._loop.create_future()
+        self._reply: asyncio.Future[Reply] | None = self._loop.create_future()
         self._started = self._loop.time()
         self._started_unix = time.time()
         self._first_byte: float | None = None
@@ -88,17 +125,13 @@ class Transfer:
         if self.state is not State.SENT:
             seconds, expected = self._settings.answer_seconds, SIGN_OF_LIFE
         async with self.within(seconds, expected):
+            assert self._reply is not None
             # Shielded: who gives up waiting here may leave the reply to another.
             return await asyncio.shield(self._reply)
 
-    @asynccontextmanager
-    async def within(self, seconds: float, expected: str) -> AsyncIterator[None]:
+    def within(self, seconds: float, expected: str) -> AbstractAsyncContextManager[None]:
         """Bound a wait by the transfer's deadline, with an error that says what is missing."""
-        try:
-            async with self.deadline.within(seconds, expected):
-                yield
-        except TimeoutError:
-            raise self._too_late() from None
+        return self.deadline.within(seconds, expected, self._too_late)
 
     def _too_late(self) -> TunnelSyncError:
         kind = TimedOut if self.state in (State.SENT, State.ACCEPTED) else Stalled
@@ -154,7 +187,7 @@ class Transfer:
         self.state = move(self.state, Event.RESULT)
         self.said.result = body.digest
         self.connector_knows = True
-        if self._reply.done():
+        if self._reply is None or self._reply.done():
             return
         if error is None:
             self._reply.set_result(body)
@@ -178,7 +211,7 @@ class Transfer:
         self.state = move(self.state, Event.INIT)
         self.said.init = init
         self._size, self._etag = init.size, init.etag
-        if not self._reply.done():
+        if self._reply is not None and not self._reply.done():
             self._reply.set_result(init)
 
     def on_chunk(self, chunk: Chunk) -> None:
@@ -239,12 +272,14 @@ class Transfer:
             self.chunks.finish()
         else:
             self.chunks.finish(TransferGone(f"transfer {self.request_id} has ended: {outcome}"))
-        # A transfer is kept for its receipt: it must not keep the answer, too.
-        reply, self._reply = self._reply, self._loop.create_future()
-        reply.cancel()
-        for cleanup in self._cleanups:
+        reply, self._reply = self._reply, None
+        if reply is not None:
+            reply.cancel()
+        cleanups, self._cleanups = self._cleanups, []
+        for cleanup in cleanups:
             cleanup()
         self.ended.set()
+        self.ended = ENDED
         self._on_end(self)
 
     def at_end(self, cleanup: Callable[[], object]) -> None:
