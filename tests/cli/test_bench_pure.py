@@ -45,14 +45,14 @@ def runs(mode: Mode, size_bytes: int, took: float, streams: int = 1) -> Runs:
 
 def test_of_many_datasets_those_near_to_the_sizes_are_chosen() -> None:
     there = named(7, 990, 1100, 5000, 10**6, 3 * 10**6, 90 * MIB, 300 * MIB, 5 * GIB)
-    assert [one.size_bytes for one in nearest(there)] == [
-        *(990, 1000 * 1000, 3 * 10**6, 90 * MIB, 300 * MIB, 5 * GIB)
+    assert [one.size_bytes for one in nearest(there, 256 * MIB)] == [
+        *(990, 1000 * 1000, 3 * 10**6, 90 * MIB, 5 * GIB)
     ]
 
 
 def test_one_dataset_is_enough_and_an_empty_one_is_none() -> None:
-    assert nearest(named(0, 0)) == []
-    (only,) = nearest(named(0, 5 * GIB))
+    assert nearest(named(0, 0), 256 * MIB) == []
+    (only,) = nearest(named(0, 5 * GIB), 256 * MIB)
     assert [one.size_bytes for one in pieces([only], 256 * MIB)] == [
         *(4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
     ]
@@ -67,7 +67,7 @@ def test_a_beginning_is_left_out_where_a_whole_dataset_is_as_long() -> None:
 
 @given(sizes, st.integers(1, 2**40))
 def test_no_piece_is_longer_than_allowed_or_than_its_dataset(each: list[int], most: int) -> None:
-    chosen = nearest(named(*each))
+    chosen = nearest(named(*each), most)
     assert bool(chosen) == any(each)
     assert len(chosen) <= len(SIZES) + 1
     if chosen:
@@ -153,6 +153,14 @@ def test_advice_names_the_fewest_streams_that_are_nearly_the_best() -> None:
 def test_advice_sees_no_gain_where_there_is_none(took: dict[int, float], words: str) -> None:
     rows = [runs(Mode.STREAM, 64 * MIB, one, count) for count, one in took.items()]
     assert words in said(*rows)
+
+
+def test_advice_from_few_runs_says_so() -> None:
+    rows = [runs(Mode.STREAM, 64 * MIB, one, count) for count, one in {1: 10.0, 2: 5.0}.items()]
+    assert "use --parallel 2 for large datasets. These were few runs" in said(*rows)
+    for row in rows:
+        row.samples_seconds *= 3
+    assert "few runs" not in said(*rows)
 
 
 def test_advice_compares_modes_by_what_both_have_brought() -> None:

@@ -25,18 +25,20 @@ async def named(ts: TunnelSync, mac: str, names: Sequence[str]) -> list[Dataset]
     """
     found = [await _dataset(ts, mac, name) for name in dict.fromkeys(names)]
     if not any(one.size_bytes for one in found):
-        raise DatasetNotFound("there are no bytes in what was named", hint=NEEDS)
+        raise DatasetNotFound("what was named is empty, and brings nothing to measure", hint=NEEDS)
     return sorted((one for one in found if one.size_bytes), key=lambda one: one.size_bytes)
 
 
-async def chosen(ts: TunnelSync, mac: str, note: Callable[[str], None]) -> list[Dataset]:
-    """Choose from what the connector lists, but for what it may not read.
+async def chosen(
+    ts: TunnelSync, mac: str, most_bytes: int, note: Callable[[str], None]
+) -> list[Dataset]:
+    """Choose from what the connector lists as `nearest` does, but for what it may not read.
 
     Raises `DatasetNotFound` if nothing is left; ``note`` hears if not all was looked at.
     """
     listed, refused = await _listed(ts, mac, note), dict[Dataset, NotFound | Refused]()
     for _ in range(CHOICES):
-        found = nearest(one for one in listed if one not in refused)
+        found = nearest((one for one in listed if one not in refused), most_bytes)
         before = len(refused)
         for one in found:
             try:

@@ -6,17 +6,19 @@ block. What is concluded is said in words, and only what the figures hold.
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunnelsync.cli.bench_plan import Piece
-from tunnelsync.protocol import Mode
+from tunnelsync.cli.bench_plan import Dataset, Piece
+from tunnelsync.protocol import Mode, printable
 
 GAIN = 1.2
 """A number of streams that is faster by less than this is not worth a word: runs differ as much."""
 NEARLY = 0.95
 """Fewer streams that reach this part of the best rate are as good."""
+FEW = 3
+"""Fewer runs than that make a median that the next bench may not see again."""
 UNSTEADY = 2.0
 """Runs of one thing that differ by more than this make every conclusion doubtful."""
 
@@ -144,27 +146,32 @@ def _of_sizes(figures: Figures) -> Iterator[str]:
 
 def _of_streams(figures: Figures) -> Iterator[str]:
     for mode in dict.fromkeys(row.mode for row in figures.by_streams):
-        rows = {row.streams: row.bytes_per_second for row in figures.by_streams if row.mode is mode}
+        rows = {row.streams: row for row in figures.by_streams if row.mode is mode}
         if 1 not in rows or len(rows) < 2:
             continue
-        best = max(rows.values())
-        fewest = min(count for count, rate in rows.items() if rate >= NEARLY * best)
-        gain, worst = rows[fewest] / rows[1], min(rows, key=rows.__getitem__)
-        if fewest > 1 and gain >= GAIN:
-            yield (
-                f"Mode {mode.value}: {fewest} streams are {gain:.1f} times as fast as one: "
-                f"use --parallel {fewest} for large datasets."
-            )
-        elif fewest == 1 and rows[1] >= GAIN * rows[worst]:
-            yield (
-                f"Mode {mode.value}: one stream is as fast as any, and "
-                f"{rows[1] / rows[worst]:.1f} times as fast as {worst}: use --parallel 1."
-            )
-        else:
-            yield (
-                f"Mode {mode.value}: several streams are less than {GAIN} times as fast as one: "
-                "leave --parallel alone."
-            )
+        rates = {count: row.bytes_per_second for count, row in rows.items()}
+        few = any(len(row.counted_seconds) < FEW for row in rows.values())
+        doubt = " These were few runs; --time or --max-bytes may allow more." if few else ""
+        yield f"Mode {mode.value}: {_found(rates)}{doubt}"
+
+
+def _found(rates: Mapping[int, float]) -> str:
+    """Say what the rates of several streams mean; one stream is among them."""
+    best = max(rates.values())
+    fewest = min(count for count, rate in rates.items() if rate >= NEARLY * best)
+    worst = min(rates, key=rates.__getitem__)
+    gain, loss = rates[fewest] / rates[1], rates[1] / rates[worst]
+    if fewest > 1 and gain >= GAIN:
+        return (
+            f"{fewest} streams are {gain:.1f} times as fast as one: "
+            f"use --parallel {fewest} for large datasets."
+        )
+    if fewest == 1 and loss >= GAIN:
+        return (
+            f"one stream is as fast as any, and {loss:.1f} times as fast as {worst}: "
+            "use --parallel 1."
+        )
+    return f"several streams are less than {GAIN} times as fast as one: leave --parallel alone."
 
 
 def _of_modes(figures: Figures) -> Iterator[str]:
@@ -254,3 +261,9 @@ def size(size_bytes: int) -> str:
             value = size_bytes / factor
             return f"{value:.{1 if value < 99.95 else 0}f}".removesuffix(".0") + f" {unit}"
     return f"{size_bytes} B"
+
+
+def shown(dataset: Dataset) -> str:
+    """Return a dataset's name and size for people."""
+    name = dataset.name if dataset.name.isprintable() else printable(dataset.name)
+    return f"{name} ({size(dataset.size_bytes)})"

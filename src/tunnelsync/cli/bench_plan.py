@@ -43,17 +43,17 @@ class Piece:
         return whole if self.blocks is None else min(whole, self.blocks * BLOCK_BYTES)
 
 
-def nearest(datasets: Iterable[Dataset]) -> list[Dataset]:
-    """Choose the dataset nearest to each of `SIZES`, if one is near, and the largest of all.
+def nearest(datasets: Iterable[Dataset], most_bytes: int) -> list[Dataset]:
+    """Choose the dataset nearest to each of `SIZES`, if one of at most so many bytes is near, and
+    the largest of all.
 
     The smallest comes first. An empty dataset says nothing, and is never chosen.
     """
     there = [one for one in datasets if one.size_bytes]
-    if not there:
-        return []
-    chosen = {max(there, key=_size)}
-    for size in SIZES:
-        best = min(there, key=lambda one: _apart(one.size_bytes, size))
+    chosen = {max(there, key=_size)} if there else set()
+    whole = whole_ones(there, most_bytes)
+    for size in SIZES if whole else ():
+        best = min(whole, key=lambda one: _apart(one.size_bytes, size))
         if _apart(best.size_bytes, size) <= NEAR:
             chosen.add(best)
     return sorted(chosen, key=_size)

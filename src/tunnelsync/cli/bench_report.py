@@ -10,10 +10,10 @@ from tunnelsync.cli.bench_figures import (
     advice,
     duration,
     percentile,
+    shown,
     size,
 )
 from tunnelsync.cli.bench_plan import Dataset
-from tunnelsync.protocol import printable
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 """A cell of a bar, filled by so many eighths."""
@@ -63,9 +63,8 @@ def _datasets(figures: Figures) -> Iterator[str]:
         one = row.piece.dataset
         most[one] = max(row.size_bytes, most.get(one, 0))
     for one, used_bytes in most.items():
-        name = one.name if one.name.isprintable() else printable(one.name)
         part = "" if used_bytes == one.size_bytes else f"the first {size(used_bytes)} of "
-        yield f"{part}{name} ({size(one.size_bytes)})"
+        yield f"{part}{shown(one)}"
 
 
 def _latency(row: Latency) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tunnelsync.cli.bench_choice import chosen, named
-from tunnelsync.cli.bench_figures import Figures, Latency, Runs, duration, size
+from tunnelsync.cli.bench_figures import Figures, Latency, Runs, duration, shown, size
 from tunnelsync.cli.bench_plan import Dataset, Piece, pieces, side_by_side, whole_ones
 from tunnelsync.client import TunnelSync
 from tunnelsync.errors import TimedOut, TooLarge
@@ -55,6 +55,7 @@ class Bench:
         self._limits = limits
         self._figures = figures
         self._tell = tell
+        self._most_bytes = limits.max_bytes // PIECE_PART
         self._end = time.perf_counter() + limits.seconds
         self._rates: dict[Mode, float] = {}
         """Bytes per second after the first byte, of the last run of a mode."""
@@ -83,9 +84,10 @@ class Bench:
 
     async def _measure(self, names: Sequence[str], modes: Sequence[Mode]) -> None:
         self._tell("choosing datasets")
-        datasets = await (
-            named(self._ts, self._mac, names) if names else chosen(self._ts, self._mac, self._note)
-        )
+        if names:
+            datasets = await named(self._ts, self._mac, names)
+        else:
+            datasets = await chosen(self._ts, self._mac, self._most_bytes, self._note)
         share = LATENCY_SHARE * self._left_seconds
         await self._latency("router", share, self._ts.connectors)
         await self._latency("stat", share, lambda: self._ts.stat(self._mac, datasets[0].name))
@@ -108,13 +110,12 @@ class Bench:
         """Measure by size and by streams, in a share of the time and bytes that are left."""
         until = time.perf_counter() + share * self._left_seconds
         bytes_until = self._figures.received_bytes + int(share * self._left_bytes)
-        most_bytes = self._limits.max_bytes // PIECE_PART
-        wanted = _pieces(mode, datasets, most_bytes)
+        wanted = _pieces(mode, datasets, self._most_bytes)
+        if left_out := [one for one in datasets if all(one != each.dataset for each in wanted)]:
+            names = ", ".join(shown(one) for one in left_out)
+            most = f"{size(self._most_bytes)}, which is a {PIECE_PART}th of --max-bytes"
+            self._note(f"Mode {mode.value} left out {names}: more than {most}.")
         if not wanted:
-            self._note(
-                f"Mode {mode.value} brings whole datasets, and none has at most "
-                f"{size(most_bytes)}: name a smaller one, or raise --max-bytes."
-            )
             return
         await self._by_size(mode, wanted, until, bytes_until)
         if mode is not Mode.BUFFER:
