@@ -83,7 +83,7 @@ class Bench:
             )
 
     async def _measure(self, names: Sequence[str], modes: Sequence[Mode]) -> None:
-        self._tell("choosing datasets")
+        self._say("choosing datasets")
         if names:
             datasets = await named(self._ts, self._mac, names)
         else:
@@ -97,7 +97,7 @@ class Bench:
     async def _latency(
         self, what: str, seconds: float, request: Callable[[], Awaitable[object]]
     ) -> None:
-        self._tell(f"round trips: {what}")
+        self._say(f"round trips: {what}")
         row = Latency(what)
         self._figures.latencies.append(row)
         until = time.perf_counter() + seconds
@@ -127,10 +127,8 @@ class Bench:
         first = Latency("first_byte", mode)
         self._figures.latencies.append(first)
         now, received = time.perf_counter(), self._figures.received_bytes
-        last, last_bytes = (
-            now + SIZES_SHARE * (until - now),
-            received + int(SIZES_SHARE * (bytes_until - received)),
-        )
+        last = now + SIZES_SHARE * (until - now)
+        last_bytes = received + SIZES_SHARE * (bytes_until - received)
         for number, piece in enumerate(wanted):
             row = Runs(mode, piece)
             self._figures.by_size.append(row)
@@ -139,7 +137,7 @@ class Bench:
             slice_until = now + part * (last - now)
             slice_bytes = received + part * (last_bytes - received)
             most = self._limits.repeats + 1 if number else max(SAMPLES, self._limits.repeats)
-            self._tell(f"mode {mode.value}, {size(row.size_bytes)}")
+            self._say(f"mode {mode.value}, {size(row.size_bytes)}")
             for run in range(most):
                 if run and not self._fits(row, slice_until, slice_bytes):
                     break
@@ -175,7 +173,7 @@ class Bench:
             for row in rows:
                 if not self._fits(row, until, bytes_until):
                     return
-                self._tell(f"mode {mode.value}, {size(row.size_bytes)}, {row.streams} streams")
+                self._say(f"mode {mode.value}, {size(row.size_bytes)}, streams: {row.streams}")
                 await self._once(row)
 
     async def _once(self, row: Runs, first: Latency | None = None) -> None:
@@ -211,6 +209,10 @@ class Bench:
             f"Mode {row.mode.value} was not measured with {size(row.size_bytes)} and more: {why}; "
             "raise --time or --max-bytes."
         )
+
+    def _say(self, text: str) -> None:
+        gone = self._limits.seconds - self._left_seconds
+        self._tell(f"{text} ({gone:.0f} s of at most {self._limits.seconds:g} s)")
 
     def _note(self, text: str) -> None:
         self._figures.notes.append(text)
