@@ -102,7 +102,7 @@ def test_json_has_figures_with_their_units(shared: System, here: Path) -> None:
         assert 0 < row["median_seconds"] <= row["p95_seconds"] <= row["p99_seconds"]
     assert [(row["dataset"], row["bytes"]) for row in told["by_size"]] == [("a.csv", 1000)]
     assert told["notes"] == [
-        "Mode buffer left out c.bin (21 MB): more than 500 KB, which is a 16th of --max-bytes."
+        "Mode buffer left out c.bin (21 MB): more than 2 MB; raise --max-bytes."
     ]
     assert_right(told)
 
@@ -130,7 +130,7 @@ def test_offload_is_measured_beside_stream_where_there_is_a_store(
         system.connector()
         modes = ("--mode", "stream", "--mode", "offload")
         told = bench(
-            system, here, MAC, "--json", *modes, "--time", "600", "--max-bytes", "1GB",
+            system, here, MAC, "--json", *modes, "--time", "600", "--max-bytes", "400MB",
             "--repeats", "1",
         ).json()  # fmt: skip
     finally:

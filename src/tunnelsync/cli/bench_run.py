@@ -27,7 +27,8 @@ SIZES_SHARE = 0.55
 SMALLEST_SHARE = 0.15
 """Of a mode's time and bytes, for the first byte of the smallest piece."""
 PIECE_PART = 16
-"""No piece is more than this part of all the bytes, so that there are several runs of each."""
+"""No piece is more than this part of all the bytes, so that there are several runs of each; but
+a block, if all are at least four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,11 @@ class Bench:
         self._limits = limits
         self._figures = figures
         self._tell = tell
-        self._most_bytes = limits.max_bytes // PIECE_PART
+        least_bytes = min(BLOCK_BYTES, limits.max_bytes // 4)
+        self._most_bytes = max(least_bytes, limits.max_bytes // PIECE_PART)
         self._end = time.perf_counter() + limits.seconds
         self._rates: dict[Mode, float] = {}
-        """Bytes per second after the first byte, of the last run of a mode."""
+        """Bytes per second after the first byte, the best of a mode by one stream."""
 
     async def run(self, names: Sequence[str], modes: Sequence[Mode]) -> None:
         """Measure it all, or as much as the limits allow.
@@ -73,7 +75,7 @@ class Bench:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            self._note(f"It was ended in the middle, after {self._limits.seconds:g} s (--time).")
+            self._note(f"It was cut short after {self._limits.seconds:g} s; raise --time.")
         finally:
             self._figures.seconds = time.perf_counter() - began
         if not self._figures.measured().latencies:
@@ -113,8 +115,8 @@ class Bench:
         wanted = _pieces(mode, datasets, self._most_bytes)
         if left_out := [one for one in datasets if all(one != each.dataset for each in wanted)]:
             names = ", ".join(shown(one) for one in left_out)
-            most = f"{size(self._most_bytes)}, which is a {PIECE_PART}th of --max-bytes"
-            self._note(f"Mode {mode.value} left out {names}: more than {most}.")
+            most = f"more than {size(self._most_bytes)}; raise --max-bytes"
+            self._note(f"Mode {mode.value} left out {names}: {most}.")
         if not wanted:
             return
         await self._by_size(mode, wanted, until, bytes_until)
@@ -142,7 +144,7 @@ class Bench:
                 if run and not self._fits(row, slice_until, slice_bytes):
                     break
                 if not run and not self._fits(row, last, last_bytes):
-                    self._note_too_long(row)
+                    self._note_no_room(row, last_bytes)
                     return
                 try:
                     await self._once(row, first if not number else None)
@@ -184,13 +186,17 @@ class Bench:
             blocks=row.piece.blocks,
             streams=row.streams,
         )
+        if fetched.repaired_blocks:
+            again = f"{fetched.repaired_blocks} blocks came wrong and were fetched again"
+            self._note(f"Of {shown(row.piece.dataset)} {again}: something alters bytes on the way.")
         self._figures.received_bytes += fetched.bytes
         row.samples_seconds.append(fetched.seconds)
         waited = fetched.first_byte_seconds or 0.0
         if first is not None:
             first.samples_seconds.append(waited)
         if row.streams == 1:
-            self._rates[row.mode] = fetched.bytes / max(1e-6, fetched.seconds - waited)
+            rate = fetched.bytes / max(1e-6, fetched.seconds - waited)
+            self._rates[row.mode] = max(rate, self._rates.get(row.mode, 0.0))
 
     def _fits(self, row: Runs, until: float, bytes_until: float) -> bool:
         """Tell whether another run would end in time, and within the bytes."""
@@ -202,13 +208,14 @@ class Bench:
             return row.samples_seconds[-1]
         return row.size_bytes / self._rates.get(row.mode, math.inf)
 
-    def _note_too_long(self, row: Runs) -> None:
-        expected = self._expected_seconds(row)
-        why = f"a run takes about {duration(expected)}" if expected > 1 else "--max-bytes is near"
-        self._note(
-            f"Mode {row.mode.value} was not measured with {size(row.size_bytes)} and more: {why}; "
-            "raise --time or --max-bytes."
-        )
+    def _note_no_room(self, row: Runs, bytes_until: float) -> None:
+        if self._figures.received_bytes + row.size_bytes > bytes_until:
+            why = "so many bytes were not left; raise --max-bytes"
+        else:
+            expected = duration(self._expected_seconds(row))
+            why = f"a run may take {expected}, and there was less time; raise --time"
+        what = f"{size(row.size_bytes)} and more"
+        self._note(f"Mode {row.mode.value} was not measured with {what}: {why}.")
 
     def _say(self, text: str) -> None:
         gone = self._limits.seconds - self._left_seconds
