@@ -16,6 +16,9 @@ FILES = sorted(SRC.rglob("*.py"))
 ROLES = ("router", "connector", "client")
 PURE = (
     "address",
+    "cli/bench_figures",
+    "cli/bench_plan",
+    "cli/bench_report",
     "errors",
     "frames",
     "identity",

@@ -20,7 +20,7 @@ from tunnelsync.identity import parse_tokens, token_hash
 
 
 @pytest.mark.parametrize(
-    "name", [one for one in COMMANDS if one not in ("demo", "bench", "router", "connector")]
+    "name", [one for one in COMMANDS if one not in ("demo", "router", "connector")]
 )
 async def test_each_command_explains_itself(tmp_path: Path, name: str) -> None:
     for flag in ("-h", "--help"):

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "receipt": ("receipt:receipt", "Show what became of a transfer."),
     "digest": ("digest:digest", "Print the root of a file, to compare with a fetch."),
     "verify": ("verify:verify", "Check a file against the receipt of its fetch."),
+    "bench": ("bench:bench", "Measure latency and throughput to a connector."),
     "token": ("token:token", "Make, list and revoke tokens."),
     "store": ("store:store", "Remove from the S3 store what is old."),
     "router": ("router:router", "Run the router."),

@@ -6,6 +6,7 @@ line. With ``--json`` stdout carries exactly one JSON object, also for an error.
 
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -103,6 +104,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for cells in rows:
         drawn.add_row(*(Text(escaped(cell)) for cell in cells))
     Console().print(drawn)
+
+
+def width() -> int:
+    """Return the columns of the terminal; 80 where there is none, unless COLUMNS says otherwise."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def can_draw() -> bool:
+    """Tell whether stdout takes block characters."""
+    try:
+        "█▏".encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def json(values: Mapping[str, Any]) -> None:
