@@ -58,6 +58,7 @@ class PlayedRouter:
         self.refuse_status = 0
         self.gone: set[str] = set()
         self.headers: list[dict[str, str]] = []
+        self.zero_copy = True
 
     # --- what a test does -------------------------------------------------------------------
 
@@ -207,6 +208,7 @@ def settings_for(router: PlayedRouter, root: Path, /, **changes: Any) -> Connect
         "backoff_first_seconds": 0.01,
         "backoff_cap_seconds": 0.05,
         "threads": 4,
+        "zero_copy": router.zero_copy,
     }
     return ConnectorSettings(**(quick | changes))
 

@@ -41,6 +41,14 @@ def digest(data: Buffer) -> bytes:
     return blake3(data).digest()
 
 
+def digest_of(parts: Iterable[Buffer]) -> bytes:
+    """Return the digest of one block that comes in parts; each is done with when the next comes."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
+
+
 def root(digests: Iterable[bytes]) -> str:
     """Return the root over digests in order, written ``blake3-4m:HEX``."""
     hasher = blake3()

@@ -154,6 +154,9 @@ class ConnectorSettings:
         30.0, "no byte accepted by the router for so long: broken off; well below its own 60 s"
     )
     answer_seconds: float = _setting(30.0, "the router's answer to a small request")
+    zero_copy: bool = _setting(
+        True, "Linux sends a stream's frames to http:// out of its file cache; false copies them"
+    )
     backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
     backoff_cap_seconds: float = _setting(20.0, "1000 connectors are back within 30 s")
     backoff_refused_seconds: float = _setting(300.0, "a refused token is not hammered with")

@@ -31,9 +31,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture
-async def router() -> AsyncIterator[PlayedRouter]:
+@pytest.fixture(params=[True, False], ids=["from-file", "copied"])
+async def router(request: pytest.FixtureRequest) -> AsyncIterator[PlayedRouter]:
+    """The connector has two ways to send what it read; to the router they are one."""
     async with served(PlayedRouter()) as played:
+        played.zero_copy = request.param
         yield played
 
 
@@ -188,6 +190,29 @@ async def test_B12_a_small_stream_whose_answer_is_lost_is_sent_or_closed_again(
     assert stream.body == (framed(data) if coding is BLOCKS else data)
     assert stream.complete is not None
     assert stream.complete.error is None
+
+
+async def test_b2_an_edit_after_the_reading_never_has_a_right_digest(
+    router: PlayedRouter, folder: Path
+) -> None:
+    data = content(4 * BLOCK_BYTES)
+    (folder / "a").write_bytes(data)
+    edited = bytes([data[BLOCK_BYTES - 1] ^ 1])
+
+    async def edit(request: web.Request, stream: Stream) -> None:
+        # The first block was read, for its chunk request is here; nothing of it was taken yet.
+        with (folder / "a").open("r+b") as file:
+            file.seek(BLOCK_BYTES - 1)
+            file.write(edited)
+
+    router.faults = [edit]
+    stream = await ask(router, folder, whole("a"))
+    block, digest = stream.body[4 : 4 + BLOCK_BYTES], stream.body[4 + BLOCK_BYTES : FULL]
+    assert (block == data[:BLOCK_BYTES]) == (frames.digest(block) == digest)
+    assert (block[-1:] == edited) == router.zero_copy
+    assert stream.complete is not None
+    assert stream.complete.error is not None
+    assert stream.complete.error.code == "dataset_changed"
 
 
 def cutting(router: PlayedRouter, after: int):  # type: ignore[no-untyped-def]

@@ -8,28 +8,39 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from tunnelsync import frames
-from tunnelsync.connector.source import Block, Source
-from tunnelsync.connector.upload import slices
-from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, FRAME_OVERHEAD_BYTES, Buffer
+from tunnelsync.connector.outgoing import PIECE_BYTES, Piece, between, slices
+from tunnelsync.connector.source import Block, Source, Spanned
+from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, FRAME_OVERHEAD_BYTES
 from tunnelsync.protocol import Coding, Complete
 
 
 class Body:
     """A part of a dataset as it is sent; offset and length are those in the dataset, in bytes.
 
-    ``length`` is the body's, ``count`` its number of blocks. Call `close` when done with it.
+    ``length`` is the body's, ``count`` its number of blocks. With ``from_file`` the kernel sends
+    what frames carry: an edit in the moment between reading and sending shows in the digest,
+    which plain bytes do not have. Call `close` when done with it.
     """
 
-    def __init__(self, source: Source, offset: int, length: int, coding: Coding) -> None:
+    def __init__(
+        self,
+        source: Source,
+        offset: int,
+        length: int,
+        coding: Coding,
+        *,
+        from_file: bool = False,
+    ) -> None:
         self.count = frames.block_count(length)
         self._source = source
         self._offset = offset
         self._data_length = length
         self._framed = coding is Coding.BLOCKS
+        self._from_file = from_file and self._framed
         self.length = frames.framed_length(length) if self._framed else length
         self._step = BLOCK_BYTES + (FRAME_OVERHEAD_BYTES if self._framed else 0)
         self._digests = bytearray()
-        self._reads: dict[int, asyncio.Task[Block]] = {}
+        self._reads: dict[int, asyncio.Task[Block | Spanned]] = {}
 
     async def prepare(self) -> None:
         """Read the first block, so that what fails at once fails before anything is sent."""
@@ -44,7 +55,7 @@ class Body:
             return Complete(request_id, self._root(), self.count)
         return Complete(request_id)
 
-    async def pieces(self, start: int, end: int) -> AsyncGenerator[Buffer, None]:
+    async def pieces(self, start: int, end: int) -> AsyncGenerator[Piece, None]:
         """Yield the bytes of the body from ``start`` to ``end``.
 
         Raises `DatasetChanged` or `ReadFailed`; the dataset is seen to be unchanged before each
@@ -59,10 +70,10 @@ class Body:
                     skip -= size
                     continue
                 if skip or left < size - skip:
-                    piece = memoryview(piece)[skip : skip + left]
+                    piece = between(piece, skip, skip + left)
                     skip = 0
                 left -= len(piece)
-                if piece:
+                if len(piece):
                     yield piece
             index += 1
 
@@ -73,9 +84,9 @@ class Body:
         await asyncio.gather(*self._reads.values(), return_exceptions=True)
         self._reads.clear()
 
-    async def _frame(self, index: int) -> list[Buffer]:
+    async def _frame(self, index: int) -> list[Piece]:
         """Return the parts of one frame; the end frame goes with the last block."""
-        parts: list[Buffer] = []
+        parts: list[Piece] = []
         if index < self.count:
             block = await self._block(index)
             self._note(index, block)
@@ -86,13 +97,13 @@ class Body:
             parts.append(frames.encode_end(self.count, self._root()))
         return parts
 
-    def _note(self, index: int, block: Block) -> None:
+    def _note(self, index: int, block: Block | Spanned) -> None:
         self._digests[index * DIGEST_BYTES :] = block.digest
 
     def _root(self) -> str:
         return frames.root([bytes(self._digests)])
 
-    async def _block(self, index: int) -> Block:
+    async def _block(self, index: int) -> Block | Spanned:
         """Return a block, and have the next one read meanwhile; no others are kept."""
         if self.count == 1 and (held := self._source.held(self._offset, self._data_length)):
             return held
@@ -107,7 +118,9 @@ class Body:
             del self._reads[index]
         return reading.result()
 
-    async def _read(self, index: int) -> Block:
+    async def _read(self, index: int) -> Block | Spanned:
         at = index * BLOCK_BYTES
         length = min(BLOCK_BYTES, self._data_length - at)
+        if self._from_file and length > PIECE_BYTES:
+            return await self._source.span(self._offset + at, length)
         return await self._source.block(self._offset + at, length)

@@ -15,7 +15,8 @@ from typing import Any
 
 from tunnelsync import wire
 from tunnelsync.connector.body import Body
-from tunnelsync.connector.upload import GONE, PASSING, Answer, Outgoing, Upload, told
+from tunnelsync.connector.outgoing import Outgoing, Piece
+from tunnelsync.connector.upload import GONE, PASSING, Answer, Upload, told
 from tunnelsync.errors import (
     BrokenOff,
     ProtocolError,
@@ -26,7 +27,6 @@ from tunnelsync.errors import (
     TunnelSyncError,
     WrongOffset,
 )
-from tunnelsync.frames import Buffer
 from tunnelsync.protocol import H_COMPLETE, H_INIT, Complete, Init, Problem
 
 log = logging.getLogger("tunnelsync.connector")
@@ -198,7 +198,7 @@ class Sending:
 
     async def _pieces(
         self, start: int, end: int, cut: asyncio.Timeout
-    ) -> AsyncGenerator[Buffer, None]:
+    ) -> AsyncGenerator[Piece, None]:
         """Yield the body; when reading fails, say so and leave the chunk request open."""
         self._sent = start
         limits = self._upload.settings

@@ -8,10 +8,11 @@ import asyncio
 import os
 import stat
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
-from typing import Self
+from typing import Self, TypeVar
 
 from aiofiles.os import wrap as on_executor
 
@@ -23,6 +24,7 @@ from tunnelsync.connector.jail import (
     refuse_special,
 )
 from tunnelsync.connector.listing import Folders, Listing, etag_of
+from tunnelsync.connector.outgoing import Span
 from tunnelsync.errors import (
     BadRequest,
     BadSetting,
@@ -30,9 +32,14 @@ from tunnelsync.errors import (
     NotADataset,
     ReadFailed,
 )
-from tunnelsync.frames import digest
+from tunnelsync.frames import digest, digest_of
 from tunnelsync.protocol import check_name, printable
 
+Data = TypeVar("Data", bytes, memoryview)
+
+READ_BYTES = 1024 * 1024
+"""Read at a time where nothing is kept: hashed while a cache holds it, with few turns of a lock."""
+_THREAD = threading.local()
 AT_ONCE_BYTES = 64 * 1024
 """Up to so many bytes a turn on the executor costs more than the work that is done in it."""
 
@@ -42,6 +49,14 @@ class Block:
     """The bytes of one block, and their digest."""
 
     data: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Spanned:
+    """Where the bytes of one block are, and the digest that they had when they were read."""
+
+    data: Span
     digest: bytes
 
 
@@ -91,6 +106,19 @@ class Source:
         with self._file:
             self._whole = self._block(0, self.size)
 
+    async def span(self, offset: int, length: int) -> Spanned:
+        """Return one block's digest, and in place of its bytes where in the file they are.
+
+        Raises what `block` raises.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._span, offset, length)
+
+    def _span(self, offset: int, length: int) -> Spanned:
+        found = digest_of(self._reads(offset, length, self._reread))
+        self._unchanged()
+        return Spanned(Span(self, offset, length), found)
+
     def _block(self, offset: int, length: int) -> Block:
         data = self._read(offset, length)
         self._unchanged()
@@ -106,20 +134,33 @@ class Source:
 
     def _read(self, offset: int, length: int) -> bytes:
         # pread, for a seek and a read of aiofiles would be two hops, and a block may be short.
-        parts, held = [], 0
+        parts = list(self._reads(offset, length, self._pread))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
+
+    def _reread(self, length: int, offset: int) -> memoryview:
+        """Read into this thread's own buffer, which the next read overwrites."""
+        if not hasattr(_THREAD, "buffer"):
+            _THREAD.buffer = memoryview(bytearray(READ_BYTES))
+        buffer: memoryview = _THREAD.buffer[:length]
+        return buffer[: os.preadv(self._file.fileno(), [buffer], offset)]
+
+    def _reads(self, offset: int, length: int, read: Callable[[int, int], Data]) -> Iterator[Data]:
+        held = 0
         with self._reading:
             while held < length:
                 try:
-                    part = os.pread(self._file.fileno(), length - held, offset + held)
+                    part = read(length - held, offset + held)
                 except OSError as exc:
                     message = f"{printable(self.name)} at byte {offset + held}: {exc.strerror}"
                     raise ReadFailed(message) from exc
                 if not part:
                     end = f"it ended at byte {offset + held} of {self.size}"
                     raise DatasetChanged(f"{printable(self.name)} shrank while it was read: {end}")
-                parts.append(part)
+                yield part
                 held += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def unchanged(self) -> None:
         """Raise `DatasetChanged`, saying what changed, unless the etag is what it was."""

@@ -27,7 +27,7 @@ async def send(upload: Upload, command: StreamCommand, source: Source, report: R
 
     Raises `PreconditionFailed`, `RangeNotSatisfiable`, `DatasetChanged` or `ReadFailed`.
     """
-    init, body = plan(command, source)
+    init, body = plan(command, source, from_file=upload.from_file)
     try:
         await body.prepare()
         await Sending(upload, init, body, report).run()
@@ -42,13 +42,13 @@ def require_match(wanted: Conditions, source: Source) -> None:
         raise PreconditionFailed(f"{printable(source.name)} has the etag {source.etag} now")
 
 
-def plan(command: StreamCommand, source: Source) -> tuple[Init, Body]:
+def plan(command: StreamCommand, source: Source, *, from_file: bool = False) -> tuple[Init, Body]:
     """Decide on status, part and body; no I/O."""
     if command.coding == Coding.BLOCKS:
         require_match(command.conditions, source)
         offset, length = conditions.block_range(command.offset, command.length, source.size)
         status = 200 if length == source.size else 206
-        body = Body(source, offset, length, Coding.BLOCKS)
+        body = Body(source, offset, length, Coding.BLOCKS, from_file=from_file)
     elif command.coding == Coding.RAW:
         chosen = conditions.select(
             _ranged(command), size=source.size, etag=source.etag, mtime_ns=source.mtime_ns

@@ -5,8 +5,8 @@ Everything sent here may be sent twice: the router answers the same again with t
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -15,6 +15,7 @@ from yarl import URL
 
 from tunnelsync import protocol, wire
 from tunnelsync.backoff import jittered
+from tunnelsync.connector.outgoing import PIECE_BYTES, POSSIBLE, Outgoing
 from tunnelsync.connector.proxies import Proxies
 from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
 from tunnelsync.errors import (
@@ -36,15 +37,6 @@ PASSING = frozenset({408, 429, 500, 502, 503, 504})
 JSON = {"Content-Type": "application/json"}
 GONE = frozenset({404, 410})
 """Statuses that mean that nobody waits for this request any more."""
-PIECE_BYTES = 256 * 1024  # the unit in which a stalled line is noticed: 4 KiB/s is slow, not dead
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A body to send: its pieces, or all of it where it is short; and its length in bytes."""
-
-    pieces: AsyncGenerator[Buffer, None] | bytes
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +90,7 @@ class Upload:
             memory_seconds=settings.proxy_memory_seconds,
             held_chunk_bytes=settings.held_chunk_bytes,
         )
+        self.from_file = POSSIBLE and settings.zero_copy and router.scheme == "http"
         self._http = http
         self._router = router
         self._headers = dict(headers)
@@ -195,7 +188,7 @@ class Upload:
             if tries:
                 await self.pause(tries - 1)
             try:
-                body = _outgoing(parts)
+                body = Outgoing.of(parts)
                 answer = await self._once("POST", url, body, JSON)
             except RouterUnreachable as exc:
                 why = exc.message
@@ -225,10 +218,7 @@ class Upload:
         sent = dict(self._headers, **(headers or {}))
         try:
             async with asyncio.timeout(limits.answer_seconds) as deadline:
-                data = None if body is None else body.pieces
-                if body is not None and not isinstance(body.pieces, bytes):
-                    sent["Content-Length"] = str(body.length)
-                    data = _timed(body.pieces, deadline, limits.stall_seconds)
+                data = None if body is None else body.payload(deadline, limits.stall_seconds)
                 async with self._http.request(
                     method, url, data=data, headers=sent, allow_redirects=False, **self._proxy
                 ) as response:
@@ -260,14 +250,6 @@ def told(error: Exception, request_id: str) -> TunnelSyncError:
     return Internal(f"the connector failed at request {request_id}: {type(error).__name__}")
 
 
-def slices(parts: Sequence[Buffer]) -> list[Buffer]:
-    """Cut buffers into pieces; what is small together stays one."""
-    if sum(map(len, parts)) <= PIECE_BYTES:
-        return [b"".join(parts)]
-    views = [memoryview(part) for part in parts]
-    return [v[at : at + PIECE_BYTES] for v in views for at in range(0, len(v), PIECE_BYTES)]
-
-
 def _between(parts: Sequence[bytes], start: int, end: int) -> list[Buffer]:
     """Return the bytes from ``start`` to ``end`` of what buffers hold together, uncopied."""
     found: list[Buffer] = []
@@ -276,32 +258,6 @@ def _between(parts: Sequence[bytes], start: int, end: int) -> list[Buffer]:
             found.append(piece)
         start, end = start - len(part), end - len(part)
     return found
-
-
-def _outgoing(parts: Sequence[Buffer]) -> Outgoing:
-    length = sum(map(len, parts))
-    return Outgoing(b"".join(parts) if length <= PIECE_BYTES else _pieces(parts), length)
-
-
-async def _pieces(parts: Sequence[Buffer]) -> AsyncGenerator[Buffer, None]:
-    for piece in slices(parts):
-        yield piece
-
-
-async def _timed(
-    pieces: AsyncGenerator[Buffer, None], deadline: asyncio.Timeout, stall_seconds: float
-) -> AsyncGenerator[Buffer, None]:
-    """Pass pieces on, with a deadline while one is being sent, and none while we read the disk."""
-    loop = asyncio.get_running_loop()
-    async with aclosing(pieces):
-        deadline.reschedule(None)
-        async for piece in pieces:
-            deadline.reschedule(loop.time() + stall_seconds)
-            yield piece
-            if deadline.expired():
-                return
-            deadline.reschedule(None)
-    deadline.reschedule(loop.time() + stall_seconds)
 
 
 def _by_proxy(answer: Answer | None) -> bool:

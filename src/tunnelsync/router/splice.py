@@ -70,12 +70,13 @@ class Splice:
     async def _ready(
         self, which: socket.socket, add: Callable[..., Any], remove: Callable[..., Any]
     ) -> None:
-        ready = asyncio.Event()
-        add(which, ready.set)
+        # By its number: of an object that it does not know asyncio makes a text each time.
+        ready, descriptor = asyncio.Event(), which.fileno()
+        add(descriptor, ready.set)
         try:
             await ready.wait()
         finally:
-            remove(which)
+            remove(descriptor)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,192 @@
+"""The body of a request on its way out: piece by piece, with a deadline only while one is sent.
+
+A piece is bytes, or a `Span` of a file: the kernel sends that from its own cache, and it is never
+copied to us. That needs Linux and plain TCP; who builds a body knows whether there are.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+
+from tunnelsync.frames import Buffer
+
+PIECE_BYTES = 256 * 1024
+"""What is handed over at a time."""
+SPAN_BYTES = 1024 * 1024
+"""The same of a file; its deadline is renewed with every byte that goes out."""
+POSSIBLE = sys.platform == "linux"
+
+
+class HasFile(Protocol):
+    """What a file is sent from, for as long as it is open."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of an open file, which need not pass through us; both numbers in bytes."""
+
+    file: HasFile
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def cut(self, start: int, end: int) -> "Span":
+        """Return the part from ``start`` to ``end``, as a slice does."""
+        end = min(end, self.length)
+        return Span(self.file, self.offset + start, end - start)
+
+
+Piece = Buffer | Span
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A body to send: its pieces, or all of it where it is short; and its length in bytes."""
+
+    pieces: AsyncGenerator[Piece, None] | bytes
+    length: int
+
+    @classmethod
+    def of(cls, parts: Sequence[Buffer]) -> "Outgoing":
+        """Return the body that these buffers make together."""
+        length = sum(map(len, parts))
+        return cls(b"".join(parts) if length <= PIECE_BYTES else _each(parts), length)
+
+    def payload(self, deadline: asyncio.Timeout, stall_seconds: float) -> bytes | Payload:
+        """Return it as aiohttp sends it; ``deadline`` is moved as it goes."""
+        if isinstance(self.pieces, bytes):
+            return self.pieces
+        return _Timed(self.pieces, self.length, deadline, stall_seconds)
+
+
+def slices(parts: Sequence[Piece]) -> list[Piece]:
+    """Cut what is to be sent into pieces; what is small together stays one."""
+    if sum(map(len, parts)) <= PIECE_BYTES:
+        return [b"".join(part for part in parts if not isinstance(part, Span))]
+    return [
+        between(part, at, at + step)
+        for part in parts
+        for step in (SPAN_BYTES if isinstance(part, Span) else PIECE_BYTES,)
+        for at in range(0, len(part), step)
+    ]
+
+
+def between(piece: Piece, start: int, end: int) -> Piece:
+    """Return a part of a piece, uncopied."""
+    return piece.cut(start, end) if isinstance(piece, Span) else memoryview(piece)[start:end]
+
+
+async def _each(parts: Sequence[Buffer]) -> AsyncGenerator[Piece, None]:
+    for piece in slices(parts):
+        yield piece
+
+
+class _Timed(Payload):
+    """Pieces in turn, with a deadline while one is being sent, and none while we read the disk."""
+
+    _autoclose = True
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[Piece, None],
+        length: int,
+        deadline: asyncio.Timeout,
+        stall_seconds: float,
+    ) -> None:
+        super().__init__(pieces)
+        self._size = length
+        self._deadline = deadline
+        self._stall_seconds = stall_seconds
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raise TypeError("it is sent once, and never shown")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        await self.write_with_length(writer, None)
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        file = _FileWay(writer, self._alive)
+        try:
+            async with aclosing(self._value) as pieces:
+                self._deadline.reschedule(None)
+                async for piece in pieces:
+                    self._alive()
+                    await (file.send(piece) if isinstance(piece, Span) else writer.write(piece))
+                    if self._deadline.expired():
+                        return
+                    self._deadline.reschedule(None)
+            self._alive()
+        finally:
+            file.close()
+
+    def _alive(self) -> None:
+        if not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._stall_seconds)
+
+
+class _FileWay:
+    """Sends spans past asyncio, on a dup of the connection's socket; ``alive`` hears of each go."""
+
+    def __init__(self, writer: AbstractStreamWriter, alive: Callable[[], None]) -> None:
+        self._writer = writer
+        self._alive = alive
+        self._socket: socket.socket | None = None
+
+    async def send(self, span: Span) -> None:
+        """Send a span. Raises `OSError` when the connection broke, or the file ended before."""
+        target, at, end = await self._emptied(), span.offset, span.offset + span.length
+        while at < end:
+            try:
+                sent = os.sendfile(target.fileno(), span.file.fileno(), at, end - at)
+            except BlockingIOError:
+                await _writable(target)
+                continue
+            if not sent:
+                raise OSError("the file ended while it was sent")
+            at += sent
+            self._alive()
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._socket is not None:
+            self._socket.close()
+
+    async def _emptied(self) -> socket.socket:
+        """Return the socket, once what was written before has left us."""
+        transport = self._writer.transport
+        if transport is None:
+            raise ConnectionResetError("the connection is gone")
+        self._writer.send_headers()  # which wait for the first bytes that go by way of aiohttp
+        if transport.get_write_buffer_size():
+            transport.set_write_buffer_limits(0)
+            await self._writer.drain()
+            transport.set_write_buffer_limits()
+        if self._socket is None:
+            found = transport.get_extra_info("socket")
+            self._socket = socket.socket(fileno=os.dup(found.fileno()))
+        return self._socket
+
+
+async def _writable(target: socket.socket) -> None:
+    # By its number: of an object that it does not know asyncio makes a text each time.
+    loop, ready, descriptor = asyncio.get_running_loop(), asyncio.Event(), target.fileno()
+    loop.add_writer(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(descriptor)
