@@ -33,8 +33,12 @@ FETCH_SECONDS = 60.0
 TOLD = re.compile(r"^counted (\d+) (\d+)$")
 
 COPIED, LEFT = "bytes copied", "blocks left"
-UNSTEADY = ("router, system calls for each MiB", "client, system calls for each MiB")
-"""What differs by half and more between runs: how often they wait for bytes is chance."""
+UNSTEADY = tuple(
+    f"{role}, {what} for each MiB"
+    for role in ("router", "client")
+    for what in ("calls", "system calls")
+)
+"""What differs by a quarter and more between runs: how often these wait for bytes is chance."""
 
 Count = Mapping[str, Mapping[str, float]]
 """A number for each kind of count and each role."""

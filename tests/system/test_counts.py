@@ -18,8 +18,8 @@ VERSIONS = counts.versions_here()
 
 
 @pytest.fixture
-def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Measure], str]:
-    """How to judge what is measured: return what grew; what shrank is printed."""
+def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Measure], None]:
+    """How to judge what is measured: fail for what grew, print what shrank."""
     baselines = counts.Baselines.read()
     if not baselines.knows(VERSIONS):
         pytest.skip(counts.UNKNOWN.format(VERSIONS))
@@ -28,7 +28,7 @@ def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Measu
         (folder := tmp_path / str(number)).mkdir()
         return measure(folder)
 
-    def judged(measure: Measure) -> str:
+    def judged(measure: Measure) -> None:
         measured = take(measure, 0)
         if not baselines.knows(VERSIONS, measured):
             pytest.skip(counts.UNKNOWN.format(VERSIONS))
@@ -39,23 +39,22 @@ def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Measu
         if news := counts.good_news(compared):
             with capsys.disabled():
                 print(f"\n{news}")
-        return counts.verdict(compared)
+        if grown := counts.verdict(compared):
+            pytest.fail(grown, pytrace=False)
 
     return judged
 
 
 def test_no_role_calls_more_functions_or_leaves_more_memory(
-    judge: Callable[[Measure], str],
+    judge: Callable[[Measure], None],
 ) -> None:
-    grown = judge(python_calls)
-    assert not grown, grown
+    judge(python_calls)
 
 
-def test_no_role_makes_more_system_calls_or_copies_more(judge: Callable[[Measure], str]) -> None:
+def test_no_role_makes_more_system_calls_or_copies_more(judge: Callable[[Measure], None]) -> None:
     if refused := strace.refusal():
         pytest.skip(refused)
-    grown = judge(system_calls)
-    assert not grown, grown
+    judge(system_calls)
 
 
 def test_a_router_that_copies_is_seen(tmp_path: Path) -> None:
