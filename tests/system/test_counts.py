@@ -16,6 +16,9 @@ from counting import Roles, each_mib, python_calls, system_calls
 Measure = Callable[[Path], dict[str, float]]
 VERSIONS = counts.versions_here()
 
+# Twice each, where something grew.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 
 @pytest.fixture
 def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Measure], None]:
