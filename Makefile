@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-minio soak check format bench bench-buffer bench-stream bench-offload
+.PHONY: help demo test test-minio counts soak check format bench bench-buffer bench-stream bench-offload
 .PHONY: bench-peers clean
 
 help: ## show this list
 	@echo "make demo [KEEP=1]   every mode on this machine, verified; KEEP=1 stays up"
 	@echo "make test [ARGS=..]  all tests, on real processes and a real S3 server (SeaweedFS)"
 	@echo "make test-minio      the tests of the store, on a real MinIO (needs Go)"
+	@echo "make counts          calls and system calls of each role beside their baselines, which"
+	@echo "                     make test compares; ARGS=--update writes them anew"
 	@echo "make soak            faults of every kind for MINUTES=2, drawn from SEED=; every byte"
 	@echo "                     compared; ARGS= goes to scripts/soak.py"
 	@echo "make check           ruff (lint and format) and mypy --strict"
@@ -33,6 +35,9 @@ test-minio: $(VENV)/.test
 	@minio="$$(sh scripts/build-minio.sh)" && \
 	  PATH="$$(dirname "$$minio"):$$PATH" TUNNELSYNC_STORE_TESTS=minio \
 	  $(BIN)/python -m pytest -m store $(ARGS)
+
+counts: $(VENV)/.test
+	$(BIN)/python tests/counting.py $(ARGS)
 
 soak: $(VENV)/.test
 	$(BIN)/python scripts/soak.py $(if $(MINUTES),--minutes $(MINUTES)) \

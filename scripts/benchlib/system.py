@@ -51,7 +51,14 @@ class System:
         """Fetch a dataset so many times, one after the other, and return the seconds of each."""
         return [float(one) for one in self._ask(dataset, path, times)["seconds"]]
 
-    def _ask(self, dataset: str, path: Path, times: int) -> dict[str, Any]:
+    def fetch_together(self, dataset: str, path: Path, times: int, together: int) -> Sample:
+        """Fetch a dataset so often, so many at once, into ``path.0`` and on; all they took."""
+        cpu: dict[str, float] = {}
+        with metered(self.pids, cpu):
+            answer = self._ask(dataset, path, times, together)
+        return Sample(answer["seconds"][0], None, cpu)
+
+    def _ask(self, dataset: str, path: Path, times: int, together: int = 0) -> dict[str, Any]:
         wanted = {
             "mac": MAC,
             "dataset": dataset,
@@ -59,6 +66,7 @@ class System:
             "mode": self.mode,
             "sync": self.sync,
             "times": times,
+            "together": together,
         }
         assert self.worker.stdin is not None
         assert self.worker.stdout is not None

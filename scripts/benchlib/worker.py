@@ -6,6 +6,7 @@ ends it. Run as ``python worker.py ROUTER``.
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,33 @@ async def serve(router: str) -> None:
 
 
 async def fetch(
-    client: TunnelSync, *, mac: str, dataset: str, path: str, mode: str, sync: bool, times: int
+    client: TunnelSync,
+    *,
+    mac: str,
+    dataset: str,
+    path: str,
+    mode: str,
+    sync: bool,
+    times: int,
+    together: int = 0,
 ) -> dict[str, Any]:
-    """Fetch a dataset so many times into the same name, and return what each time took."""
-    seconds, first = [], []
+    """Fetch a dataset so many times into the same name, and return what each time took.
+
+    With ``together``, so many are in flight at once, each into a name of its own, and the time is
+    that of all.
+    """
+    seconds: list[float] = []
+    first: list[float | None] = []
+    if together:
+        began, numbers = time.perf_counter(), iter(range(times))
+
+        async def some() -> None:
+            for number in numbers:
+                target = f"{path}.{number}"
+                await client.fetch(mac, dataset, target, mode=Mode(mode), sync=sync)
+
+        await asyncio.gather(*(some() for _ in range(together)))
+        return {"seconds": [time.perf_counter() - began], "first_byte_seconds": [None]}
     for _ in range(times):
         Path(path).unlink(missing_ok=True)  # noqa: ASYNC240
         fetched = await client.fetch(mac, dataset, path, mode=Mode(mode), sync=sync)
