@@ -29,6 +29,7 @@ from tunnelsync.router.access import ACCESS, Access, require_client
 from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import error_answer
 from tunnelsync.router.context import ROUTER, Budget, Router
+from tunnelsync.router.heartbeat import Heartbeat
 from tunnelsync.router.relay import STARTED
 from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
@@ -161,6 +162,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         origin(store.public) if store.endpoint else "",
         switchboard,
         Budget(settings.buffers_bytes),
+        Heartbeat(settings.heartbeat_seconds),
     )
     app = web.Application(middlewares=[answers], client_max_size=settings.message_bytes)
     app[ACCESS], app[ROUTER] = access, router
@@ -184,9 +186,11 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         if access.open:
             log.info("no tokens file: this machine alone is served")
         watch = asyncio.create_task(access.watch(settings.tokens_poll_seconds, switchboard.revoke))
+        beat = asyncio.create_task(router.heartbeat.beat())
         await stop.wait()
         watch.cancel()
         clean = await _drained(router, now)
+        beat.cancel()
         switchboard.close()
     finally:
         await runner.cleanup()
