@@ -32,6 +32,9 @@ CLIENT_TAKES = "the client to take a byte"
 SIGN_OF_LIFE = "its answer, or a sign of life"
 ITS_RETURN = "its return"
 """What is expected of a connector whose upload broke."""
+OVER = asyncio.Event()
+"""What every transfer that has ended shares: thousands are kept for their receipts."""
+OVER.set()
 
 
 class Transfer:
@@ -127,7 +130,9 @@ class Transfer:
         if self.state is State.ENDED:
             self._over(Outcome.DELIVERED, None)
             return
-        self._loop.call_later(self._settings.complete_seconds, self.end, Outcome.DELIVERED)
+        soon = self._loop.call_later(self._settings.complete_seconds, self.end, Outcome.DELIVERED)
+        # Else the clock would hold each transfer for so long, though it ends in a moment.
+        self.at_end(soon.cancel)
         self.chunks.finish()
 
     # --- the connector's side ---------------------------------------------------------------
@@ -244,7 +249,9 @@ class Transfer:
         reply.cancel()
         for cleanup in self._cleanups:
             cleanup()
+        self._cleanups.clear()
         self.ended.set()
+        self.ended = OVER
         self._on_end(self)
 
     def at_end(self, cleanup: Callable[[], object]) -> None:
