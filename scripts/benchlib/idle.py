@@ -1,12 +1,12 @@
 """Part ``idle``: thousands of connectors that have nothing to do, and a router that restarts."""
 
-import http.client
+import asyncio
 import random
 import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class Crowd:
             words = (FLEET, str(port), str(number * share), str(share))
             command = (sys.executable, *words)
             self._light.append(stack.enter_context(Process("fleet", command, scene.logs)))
+        self._look_at, self._all_here = 0.0, False
         self._real = []
         for number in range(size.real):
             self.macs.append(mac := f"02-00-00-00-01-{number:02x}")
@@ -64,6 +65,13 @@ class Crowd:
         lines = [re.findall(r"connected (\d+) at", process.log()) for process in self._light]
         light = sum(int(one[-1]) for one in lines if one)
         return light + sum(one.log().count("connected to") >= sockets for one in self._real)
+
+    def all_here(self, sockets: int) -> bool:
+        """Whether all are connected; reads the logs no more often than need be."""
+        if time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + POLL_SECONDS
+            self._all_here = self.connected(sockets) == len(self.macs)
+        return self._all_here
 
     def wait(self, sockets: int) -> None:
         """Wait until all are connected."""
@@ -90,16 +98,19 @@ def measure(scene: Scene) -> Iterator[Figure]:
             used = cpu_seconds(router.pid) - before
             yield Figure(PART, "router CPU for each that connects", 1e6 * used / count, "us")
             yield from _idle(router, size, count, empty, scene)
-            seconds = _stats(port, crowd.macs, size.stats)
+            seconds = asyncio.run(_stats(port, crowd.macs, lambda begun: begun >= size.stats))
+            if len(seconds) < size.stats:
+                raise BenchFailed(f"only {len(seconds)} of {size.stats} stats were answered")
             yield from _latencies("stat of a dataset of any of them", seconds)
             scene.say("the router restarts")
         down = time.monotonic()
         router = stack.enter_context(system.router(scene.logs, port=port))
         system.address(router)
         up = time.monotonic()
-        seconds = []
-        while time.monotonic() - up < RETURN_SECONDS and crowd.connected(2) < count:
-            seconds += _stats(port, crowd.macs, 10, some=True)
+        over = up + RETURN_SECONDS
+        seconds = asyncio.run(
+            _stats(port, crowd.macs, lambda _: time.monotonic() > over or crowd.all_here(2))
+        )
         crowd.wait(2)
         back = time.monotonic()
     yield Figure(PART, "all back after the router is up again", back - up, "s", 30)
@@ -118,24 +129,34 @@ def _idle(router: Process, size: Size, count: int, empty: int, scene: Scene) -> 
     yield Figure(PART, "router CPU for their heartbeats", 100 * share, "% of a core", 5)
 
 
-def _stats(port: int, macs: Sequence[str], times: int, *, some: bool = False) -> list[float]:
-    """Ask so many of them for a dataset's version, one after the other; return the seconds.
+async def _stats(port: int, macs: Sequence[str], until: Callable[[int], bool]) -> list[float]:
+    """Ask one of them after the other for a dataset's version; return the seconds of each answer.
 
-    ``some`` says that not all of them are connected: who is not, does not count.
+    Another stat begins every so often, however long the last one takes. Who is not connected
+    does not count. ``until`` is told how many have begun.
     """
-    link = http.client.HTTPConnection("127.0.0.1", port)
-    found = []
-    for mac in random.choices(macs, k=times):
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    found: list[float] = []
+
+    async def one(mac: str) -> None:
+        link = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         began = time.perf_counter()
-        link.request("HEAD", f"/datasets/{mac}/small.bin")
-        answer = link.getresponse()
-        answer.read()
-        if answer.status == 200:
+        link[1].write(
+            f"HEAD /datasets/{mac}/small.bin HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        )
+        head = await link[0].readuntil(b"\r\n\r\n")
+        if b" 200 " in head[:20]:
             found.append(time.perf_counter() - began)
-        elif not some:
-            raise BenchFailed(f"the stat of a dataset of {mac} was answered with {answer.status}")
-        time.sleep(PAUSE_SECONDS)
-    link.close()
+        idle.append(link)
+
+    begun = 0
+    async with asyncio.TaskGroup() as group:
+        while not until(begun):
+            group.create_task(one(random.choice(macs)))
+            begun += 1
+            await asyncio.sleep(PAUSE_SECONDS)
+    for _, writer in idle:
+        writer.close()
     return found
 
 

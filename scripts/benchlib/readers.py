@@ -2,7 +2,8 @@
 
 It reads one JSON object on stdin for each group, ``{port, paths, rate_bytes, seconds}``, and
 answers with a line ``begun`` when each has its first byte, and with one JSON object at the end.
-A rate of 0 takes what comes; 0 seconds read to the end. Run as ``python readers.py``.
+A rate of 0 takes what comes; 0 seconds read to the end, others end so long after ``begun``.
+Run as ``python readers.py``.
 """
 
 import json
@@ -57,7 +58,8 @@ class Group:
     def __init__(self, port: int, paths: list[str], rate_bytes: float, seconds: float) -> None:
         self.rate_bytes = rate_bytes
         self.began = time.monotonic()
-        self.until = self.began + seconds if seconds else float("inf")
+        self.seconds = seconds
+        self.until = float("inf")
         self.readers = [Reader(_asked(port, path)) for path in paths]
         self.open = selectors.DefaultSelector()
         for one in self.readers:
@@ -83,6 +85,8 @@ class Group:
             if not self.told and all(one.body_bytes for one in self.readers):
                 self.told = True
                 _say("begun")
+                if self.seconds:
+                    self.until = now + self.seconds
             if self.rate_bytes:
                 time.sleep(max(0.0, now + TICK_SECONDS - time.monotonic()))
         seconds = time.monotonic() - self.began

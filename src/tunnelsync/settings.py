@@ -116,7 +116,7 @@ class RouterSettings:
     buffer_json_bytes: int = _setting(96 * MIB, "64 MiB as base64, with room for the rest")
     buffers_bytes: int = _setting(256 * MIB, "the sum of all buffered answers at once")
     list_entries: int = _setting(1000, "entries of one page of a listing")
-    receipts: int = _setting(10_000, "about 1 KB each")
+    receipts: int = _setting(10_000, "about 2 KB each")
     receipt_seconds: float = _setting(3600.0, "long enough to ask what became of a transfer")
     receipt_wait_seconds: float = _setting(50.0, "the longest ?wait=; proxies cut silence at 60 s")
     async_wait_seconds: float = _setting(30.0, "then 202 to who prefers it; below a proxy's 60 s")

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import re
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -234,3 +236,14 @@ def test_a_connector_that_is_not_there(system: System, tmp_path: Path, what: str
     assert done.code == (5 if what == "offline" else 3)
     assert "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_router_opens_as_many_connections_as_it_may(system: System) -> None:
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, most // 2), most))
+    try:
+        router = system.router()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    limits = Path(f"/proc/{router.pid}/limits").read_text()
+    assert re.search(rf"^Max open files\s+{most}\s+{most}\s", limits, re.MULTILINE)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from tunnelsync.cli import options, output
-from tunnelsync.cli.running import INTERRUPTED
+from tunnelsync.cli.running import INTERRUPTED, open_many_files
 from tunnelsync.settings import RouterSettings
 
 
@@ -24,5 +24,6 @@ def router(log_level: str, **flags: Any) -> None:
     from tunnelsync.router import app
 
     output.start_log(log_level)
+    open_many_files()
     if not asyncio.run(app.run(settings, store)):
         raise output.Interrupted(INTERRUPTED)

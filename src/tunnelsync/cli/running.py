@@ -1,7 +1,11 @@
-"""Runs a coroutine under the signals: the first one cancels it, the second one ends us."""
+"""Runs a coroutine under the signals: the first one cancels it, the second one ends us.
+
+And what a process that serves many needs of its system before that.
+"""
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -40,3 +44,12 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
         if codes:
             raise Interrupted(codes[0]) from None
         raise
+
+
+def open_many_files() -> None:
+    """Allow ourselves as many open files, and so connections, as we may: the hard limit.
+
+    The soft one is 1024 in most places, for programs that use ``select``.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
