@@ -102,6 +102,7 @@ def _measured(
         for figure in PARTS[part](scene):
             say("  ".join(figure.cells()[1:]))
             figures.append(figure)
+        facts["nice"] = os.getpriority(os.PRIO_PROCESS, 0)
         facts["load_average_at_end"] = os.getloadavg()
         facts["seconds"] = time.monotonic() - began
     return figures, facts

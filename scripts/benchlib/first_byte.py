@@ -15,6 +15,8 @@ PART = "first-byte"
 STREAMS, RATE_BYTES = 20, 10e6
 PROBE_BYTES = 64 * KIB
 PAUSE_SECONDS = 0.02
+SETTLE_SECONDS = 1.0
+"""Until the others have filled the buffers on their way, which goes at full rate."""
 MEDIAN_MS, P99_MS = 5, 15
 
 
@@ -28,7 +30,8 @@ def measure(scene: Scene) -> Iterator[Figure]:
         yield from _figures("nothing else runs", seconds, judged=False)
         for rate, what in ((RATE_BYTES, "at 10 MB/s each"), (0.0, "as fast as they can")):
             lasting = times * PAUSE_SECONDS * 2
-            served.readers.begin([other] * STREAMS, rate, lasting)
+            served.readers.begin([other] * STREAMS, rate, lasting + SETTLE_SECONDS)
+            time.sleep(SETTLE_SECONDS)
             seconds = probed(served, probe, times, lasting)
             read = served.readers.end()
             name = f"{STREAMS} others {what}"

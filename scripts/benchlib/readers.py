@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 READ_BYTES = 256 * 1024
@@ -29,7 +30,6 @@ class Reader:
     head: bytearray = field(default_factory=bytearray)
     body_bytes: int = 0
     length: int | None = None
-    due_bytes: float = 0.0
 
     def took(self, data: memoryview) -> None:
         """Count what came; the first of it is the head."""
@@ -69,51 +69,55 @@ class Group:
 
     def run(self) -> dict[str, float]:
         """Read to the end, and say how many bytes came in how many seconds."""
-        last = tick = time.monotonic()
+        last = time.monotonic()
+        turns = cycle(self.readers)
         while self.open.get_map() and (now := time.monotonic()) < self.until:
-            ready = [key.data for key, _ in self.open.select(TICK_SECONDS)]
-            if ready:
+            if self.rate_bytes:
+                # One after the other: readers that know nothing of each other keep no common step.
+                came = self._take_due(next(turns), now)
+                time.sleep(TICK_SECONDS / len(self.readers))
+            else:
+                ready = [key.data for key, _ in self.open.select(1)]
+                came = sum(map(self._take, ready))
+            if came:
                 last = now
             elif now - last > GIVE_UP_SECONDS:
                 raise RuntimeError("nothing came for long")
-            if self.rate_bytes:
-                for one in self.readers:
-                    one.due_bytes += (now - tick) * self.rate_bytes
-                tick = now
-            for one in ready:
-                self._take(one)
             if not self.told and all(one.body_bytes for one in self.readers):
                 self.told = True
                 _say("begun")
                 if self.seconds:
                     self.until = now + self.seconds
-            if self.rate_bytes:
-                time.sleep(max(0.0, now + TICK_SECONDS - time.monotonic()))
         seconds = time.monotonic() - self.began
         for one in self.readers:
             one.link.close()
         return {"bytes": sum(one.body_bytes for one in self.readers), "seconds": seconds}
 
-    def _take(self, one: Reader) -> None:
-        """Take what is there, or what is due."""
+    def _take_due(self, one: Reader, now: float) -> int:
+        """Take what the rate allows by now; return how many bytes."""
+        taken = 0
         while not one.over:
-            most = READ_BYTES
-            if self.rate_bytes and one.length is not None:
-                most = min(most, int(one.due_bytes))
-                if most <= 0:
-                    return
-            try:
-                count = one.link.recv_into(self.buffer[:most])
-            except BlockingIOError:
-                return
-            if not count:
-                raise RuntimeError(f"a stream broke off after {one.body_bytes} bytes")
-            one.due_bytes -= count
-            one.took(self.buffer[:count])
-            if not self.rate_bytes:
+            due = (now - self.began) * self.rate_bytes - one.body_bytes
+            if one.length is not None and due < 1:
                 break
+            count = self._take(one, max(1, int(due)))
+            if not count:
+                break
+            taken += count
+        return taken
+
+    def _take(self, one: Reader, most: int = READ_BYTES) -> int:
+        """Take what is there; return how many bytes."""
+        try:
+            count = one.link.recv_into(self.buffer[:most])
+        except BlockingIOError:
+            return 0
+        if not count:
+            raise RuntimeError(f"a stream broke off after {one.body_bytes} bytes")
+        one.took(self.buffer[:count])
         if one.over:
             self.open.unregister(one.link)
+        return count
 
 
 def _asked(port: int, path: str) -> socket.socket:

@@ -18,7 +18,7 @@ LEAST = 0.85
 
 def measure(scene: Scene) -> Iterator[Figure]:
     """Yield the figures of this part."""
-    total, rounds = (256 * MIB, 1) if scene.quick else (4 * GIB, ROUNDS)
+    total, rounds = (256 * MIB, 1) if scene.quick else (2 * GIB, ROUNDS)
     rates, used = defaultdict(list), defaultdict(list)
     with serving(scene) as served:
         pids = (served.router.pid, served.connector.pid)
