@@ -155,7 +155,7 @@ class ConnectorSettings:
     )
     answer_seconds: float = _setting(30.0, "the router's answer to a small request")
     backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
-    backoff_cap_seconds: float = _setting(20.0, "1000 connectors are back within 30 s")
+    backoff_cap_seconds: float = _setting(20.0, "10,000 connectors are back within 30 s")
     backoff_refused_seconds: float = _setting(300.0, "a refused token is not hammered with")
     progress_seconds: float = _setting(10.0, "a sign of life for each command in work")
     outbox: int = _setting(1000, "small messages that wait for the socket")
