@@ -84,6 +84,7 @@ class Light(asyncio.Protocol):
         self.task: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport | None = None
         self.tries = 0
+        self.good_bye = ""
         self.welcome = False
         self.upgraded = False
         self.buffer = b""
@@ -94,8 +95,8 @@ class Light(asyncio.Protocol):
 
     def again(self) -> None:
         """Try again after the pause that a real connector makes."""
-        pause = backoff.jittered(self.tries, SETTINGS)
-        self.tries += 1
+        pause = backoff.returning(self.tries, self.good_bye, SETTINGS)
+        self.tries, self.good_bye = self.tries + 1, ""
         self.fleet.loop.call_later(pause, self.fleet.dial, self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -155,6 +156,7 @@ class Light(asyncio.Protocol):
         if opcode == PING:
             transport.write(frame(PONG, data))
         elif opcode == CLOSE:
+            self.good_bye = data[2:].decode()
             transport.write(frame(CLOSE, data))
             transport.close()
         elif opcode == TEXT:

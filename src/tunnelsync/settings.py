@@ -99,6 +99,9 @@ class RouterSettings:
     return_grace_seconds: float = _setting(10.0, "a socket that blinks costs no request")
     command_queue: int = _setting(1000, "commands for one connector that are not yet sent")
     connectors: int = _setting(20_000, "at 20 KB each, 400 MB")
+    returns_per_second: int = _setting(
+        500, "what connectors are asked to after a restart: each costs 0.5 ms; 0 asks for nothing"
+    )
     transfers: int = _setting(10_000, "requests that wait or flow at once")
     ack_seconds: float = _setting(15.0, "a healthy connector acknowledges in milliseconds")
     answer_seconds: float = _setting(60.0, "silence between two signs of life before the answer")

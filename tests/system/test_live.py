@@ -13,8 +13,9 @@ import pytest
 
 from harness import MAC, Completed, System, make_file, sha256, sparse_file, wait_until
 from held import HeldGet
+from played_connector import played
 from tunnelsync.client import TunnelSync
-from tunnelsync.protocol import Mode
+from tunnelsync.protocol import CLOSE_RESTART, Mode
 from tunnelsync.settings import GIB, MIB
 
 OTHER = "cc-28-aa-00-11-33"
@@ -247,3 +248,12 @@ def test_a_router_opens_as_many_connections_as_it_may(system: System) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
     limits = Path(f"/proc/{router.pid}/limits").read_text()
     assert re.search(rf"^Max open files\s+{most}\s+{most}\s", limits, re.MULTILINE)
+
+
+async def test_a_router_that_stops_says_when_to_come_back(system: System) -> None:
+    router = system.router()
+    async with played(router.url, MAC) as connector:
+        router.send(signal.SIGTERM)
+        message = await connector.socket.receive()
+        assert message.data == CLOSE_RESTART
+        assert str(message.extra).endswith("; come back within 1 s")
