@@ -7,7 +7,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-minio counts soak check format bench bench-buffer bench-stream bench-offload
-.PHONY: bench-peers clean
+.PHONY: bench-peers bench-scale clean
 
 help: ## show this list
 	@echo "make demo [KEEP=1]   every mode on this machine, verified; KEEP=1 stays up"
@@ -22,6 +22,8 @@ help: ## show this list
 	@echo "make bench           throughput, CPU and memory of every mode; also bench-buffer,"
 	@echo "                     bench-stream, bench-offload; ARGS= goes to scripts/bench.py"
 	@echo "make bench-peers     mode stream beside other relays, which it gets into a cache folder"
+	@echo "make bench-scale     many streams, connectors and requests, and long lines; ARGS= goes to"
+	@echo "                     scripts/bench_scale.py (--only PART, --quick)"
 	@echo "make clean           remove .venv, caches and what was built"
 	@echo "PYTHON=python3.12    makes .venv with another Python (3.11 or later)"
 
@@ -60,6 +62,9 @@ bench-buffer bench-stream bench-offload: bench-%: $(VENV)/.demo
 
 bench-peers: $(VENV)/.bench
 	$(BIN)/python scripts/bench_peers.py --install $(ARGS)
+
+bench-scale: $(VENV)/.demo
+	$(BIN)/python scripts/bench_scale.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -154,10 +154,19 @@ def forget_peak(pid: int) -> bool:
 
 def peak_bytes(pid: int) -> int:
     """Return the most memory (VmHWM) that a process has held since `forget_peak`."""
+    return _told_bytes(pid, "VmHWM")
+
+
+def held_bytes(pid: int) -> int:
+    """Return the memory (VmRSS) that a process holds now."""
+    return _told_bytes(pid, "VmRSS")
+
+
+def _told_bytes(pid: int, name: str) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:
-        raise BenchFailed(f"process {pid} tells no VmHWM")
+        raise BenchFailed(f"process {pid} tells no {name}")
     return int(found[1]) * 1024
 
 

@@ -29,6 +29,69 @@ REQUEST_SECONDS = 300.0
 ROLES = ("router", "connector", "client")
 
 
+class Client:
+    """An open client in a process of its own."""
+
+    def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
+        self._popen = popen
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._popen.pid
+
+    def fetch(
+        self,
+        dataset: str,
+        path: Path,
+        mode: str,
+        *,
+        sync: bool,
+        times: int = 1,
+        together: int = 0,
+    ) -> dict[str, Any]:
+        """Fetch a dataset so many times, one after the other, and return what each time took; or
+        so many ``together``, and return what all took."""
+        wanted = {
+            "mac": MAC,
+            "dataset": dataset,
+            "path": str(path),
+            "mode": mode,
+            "sync": sync,
+            "times": times,
+            "together": together,
+        }
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._popen.stdin.write(json.dumps(wanted).encode() + b"\n")
+        self._popen.stdin.flush()
+        line = self._popen.stdout.readline()
+        if not line:
+            raise BenchFailed(f"the client ended with {self._popen.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchFailed(f"mode {mode}, {dataset}: {answer['error']}")
+        return answer
+
+
+@contextmanager
+def client(url: str) -> Iterator[Client]:
+    """Start an open client, and end it."""
+    popen = subprocess.Popen(
+        [sys.executable, str(WORKER), url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=clean_environ(),
+    )
+    try:
+        yield Client(popen)
+    finally:
+        for pipe in (popen.stdin, popen.stdout):
+            assert pipe is not None
+            pipe.close()
+        end(popen)
+
+
 @dataclass(frozen=True)
 class System:
     """A running router, connector and client, and the folder of the datasets."""
@@ -37,7 +100,7 @@ class System:
     root: Path
     mode: str
     sync: bool
-    worker: "subprocess.Popen[bytes]"
+    client: "Client"
     pids: Mapping[str, int]
 
     def fetch(self, dataset: str, path: Path) -> Sample:
@@ -59,26 +122,9 @@ class System:
         return Sample(answer["seconds"][0], None, cpu)
 
     def _ask(self, dataset: str, path: Path, times: int, together: int = 0) -> dict[str, Any]:
-        wanted = {
-            "mac": MAC,
-            "dataset": dataset,
-            "path": str(path),
-            "mode": self.mode,
-            "sync": self.sync,
-            "times": times,
-            "together": together,
-        }
-        assert self.worker.stdin is not None
-        assert self.worker.stdout is not None
-        self.worker.stdin.write(json.dumps(wanted).encode() + b"\n")
-        self.worker.stdin.flush()
-        line = self.worker.stdout.readline()
-        if not line:
-            raise BenchFailed(f"the client ended with {self.worker.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise BenchFailed(f"mode {self.mode}, {dataset}: {answer['error']}")
-        return answer
+        return self.client.fetch(
+            dataset, path, self.mode, sync=self.sync, times=times, together=together
+        )
 
     def request_offload(self, dataset: str) -> tuple[Sample, str]:
         """Ask for a dataset in mode offload; return what the answer took, and its address."""
@@ -118,33 +164,37 @@ class System:
         return {role: peak_bytes(self.pids[role]) for role in ROLES}
 
 
+def router(logs: Path, environ: Mapping[str, str] | None = None, *, port: int = 0) -> Process:
+    """Start a router; ``address`` waits until it listens."""
+    command = (*COMMAND, "router", "--host", "127.0.0.1", "--port", str(port))
+    return Process("router", command, logs, environ)
+
+
+def address(router: Process) -> str:
+    """Return the address of a router, once it listens."""
+    return str(router.wait_for_line(r"listening on (http://\S+:\d+)")[1])
+
+
+def connector(
+    url: str, root: Path, logs: Path, environ: Mapping[str, str] | None = None, *, mac: str = MAC
+) -> Process:
+    """Start a connector."""
+    offer = (*COMMAND, "connector", "--router", url, "--mac", mac, "--root", str(root))
+    return Process("connector", offer, logs, environ)
+
+
 @contextmanager
 def running(
     mode: str, root: Path, logs: Path, *, sync: bool, store: Mapping[str, str], store_pid: int = 0
 ) -> Iterator[System]:
     """Start the three roles afresh for one mode, and end them."""
     with ExitStack() as stack:
-        command = (*COMMAND, "router", "--host", "127.0.0.1", "--port", "0")
-        router = stack.enter_context(Process("router", command, logs, store))
-        url = router.wait_for_line(r"listening on (http://\S+:\d+)")[1]
-        offer = (*COMMAND, "connector", "--router", url, "--mac", MAC, "--root", str(root))
-        connector = stack.enter_context(Process("connector", offer, logs, store))
-        connector.wait_for_line("connected to")
-        worker = subprocess.Popen(
-            [sys.executable, str(WORKER), url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=clean_environ(),
-        )
-        stack.callback(_close, worker)
-        pids = {"router": router.pid, "connector": connector.pid, "client": worker.pid}
+        routing = stack.enter_context(router(logs, store))
+        url = address(routing)
+        offering = stack.enter_context(connector(url, root, logs, store))
+        offering.wait_for_line("connected to")
+        fetching = stack.enter_context(client(url))
+        pids = {"router": routing.pid, "connector": offering.pid, "client": fetching.pid}
         if store_pid:
             pids["store"] = store_pid
-        yield System(url, root, mode, sync, worker, pids)
-
-
-def _close(worker: "subprocess.Popen[bytes]") -> None:
-    for pipe in (worker.stdin, worker.stdout):
-        assert pipe is not None
-        pipe.close()
-    end(worker)
+        yield System(url, root, mode, sync, fetching, pids)

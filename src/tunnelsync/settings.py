@@ -99,6 +99,9 @@ class RouterSettings:
     return_grace_seconds: float = _setting(10.0, "a socket that blinks costs no request")
     command_queue: int = _setting(1000, "commands for one connector that are not yet sent")
     connectors: int = _setting(20_000, "at 20 KB each, 400 MB")
+    returns_per_second: int = _setting(
+        500, "what connectors are asked to after a restart: each costs 0.5 ms; 0 asks for nothing"
+    )
     transfers: int = _setting(10_000, "requests that wait or flow at once")
     ack_seconds: float = _setting(15.0, "a healthy connector acknowledges in milliseconds")
     answer_seconds: float = _setting(60.0, "silence between two signs of life before the answer")
@@ -116,7 +119,7 @@ class RouterSettings:
     buffer_json_bytes: int = _setting(96 * MIB, "64 MiB as base64, with room for the rest")
     buffers_bytes: int = _setting(256 * MIB, "the sum of all buffered answers at once")
     list_entries: int = _setting(1000, "entries of one page of a listing")
-    receipts: int = _setting(10_000, "about 1 KB each")
+    receipts: int = _setting(10_000, "about 2 KB each")
     receipt_seconds: float = _setting(3600.0, "long enough to ask what became of a transfer")
     receipt_wait_seconds: float = _setting(50.0, "the longest ?wait=; proxies cut silence at 60 s")
     async_wait_seconds: float = _setting(30.0, "then 202 to who prefers it; below a proxy's 60 s")
@@ -158,7 +161,7 @@ class ConnectorSettings:
         True, "Linux sends a stream's frames to http:// out of its file cache; false copies them"
     )
     backoff_first_seconds: float = _setting(0.5, "the first pause is anything up to this")
-    backoff_cap_seconds: float = _setting(20.0, "1000 connectors are back within 30 s")
+    backoff_cap_seconds: float = _setting(20.0, "10,000 connectors are back within 30 s")
     backoff_refused_seconds: float = _setting(300.0, "a refused token is not hammered with")
     progress_seconds: float = _setting(10.0, "a sign of life for each command in work")
     outbox: int = _setting(1000, "small messages that wait for the socket")

@@ -1,6 +1,7 @@
 """Places of a connector between clients: one that asks for much leaves the next one to others."""
 
 import select
+import signal
 import socket
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -128,3 +129,27 @@ async def test_without_tokens_the_label_is_that_of_the_address(system: System) -
         assert len(labels) == 1
         assert "127.0.0.1" not in labels
         assert len(labels.pop()) == 16
+
+
+def test_a_crowd_of_new_connections_does_not_hold_up_who_is_there(system: System) -> None:
+    router = system.router()
+    system.connector()
+    sparse_file(system.tmp_path / "datasets/small", 10)
+    health = raw_http.head("GET", "/healthz", {})
+    stat = raw_http.head("HEAD", f"/datasets/{MAC}/small", {"Connection": "keep-alive"})
+    with ExitStack() as stack:
+        kept = stack.enter_context(raw_http.connect(router.url))
+        kept.sendall(stat)  # also so that the connector keeps a connection, too
+        assert b" 200 " in kept.recv(1000)
+        router.send(signal.SIGSTOP)
+        crowd = [stack.enter_context(raw_http.connect(router.url)) for _ in range(400)]
+        for one in crowd:
+            one.sendall(health)
+        kept.sendall(stat)
+        router.send(signal.SIGCONT)
+        assert b" 200 " in kept.recv(1000)
+        answered, _, _ = select.select(crowd, [], [], 0)
+        # A stat takes some turns of the router's loop, each of which takes a few of the crowd.
+        assert len(answered) < len(crowd) / 2
+        for one in crowd:
+            assert b" 200 " in one.recv(1000)

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import re
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,8 +13,9 @@ import pytest
 
 from harness import MAC, Completed, System, make_file, sha256, sparse_file, wait_until
 from held import HeldGet
+from played_connector import played
 from tunnelsync.client import TunnelSync
-from tunnelsync.protocol import Mode
+from tunnelsync.protocol import CLOSE_RESTART, Mode
 from tunnelsync.settings import GIB, MIB
 
 OTHER = "cc-28-aa-00-11-33"
@@ -234,3 +237,23 @@ def test_a_connector_that_is_not_there(system: System, tmp_path: Path, what: str
     assert done.code == (5 if what == "offline" else 3)
     assert "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_router_opens_as_many_connections_as_it_may(system: System) -> None:
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, most // 2), most))
+    try:
+        router = system.router()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    limits = Path(f"/proc/{router.pid}/limits").read_text()
+    assert re.search(rf"^Max open files\s+{most}\s+{most}\s", limits, re.MULTILINE)
+
+
+async def test_a_router_that_stops_says_when_to_come_back(system: System) -> None:
+    router = system.router()
+    async with played(router.url, MAC) as connector:
+        router.send(signal.SIGTERM)
+        message = await connector.socket.receive()
+        assert message.data == CLOSE_RESTART
+        assert str(message.extra).endswith("; come back within 1 s")

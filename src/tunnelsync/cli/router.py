@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from tunnelsync.cli import options, output
-from tunnelsync.cli.running import INTERRUPTED, spare_the_collector
+from tunnelsync.cli.running import INTERRUPTED, serve_many
 from tunnelsync.settings import RouterSettings
 
 
@@ -24,6 +24,6 @@ def router(log_level: str, **flags: Any) -> None:
     from tunnelsync.router import app
 
     output.start_log(log_level)
-    spare_the_collector()
+    serve_many()
     if not asyncio.run(app.run(settings, store)):
         raise output.Interrupted(INTERRUPTED)

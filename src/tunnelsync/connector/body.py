@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from tunnelsync import frames
-from tunnelsync.connector.outgoing import PIECE_BYTES, Piece, between, slices
+from tunnelsync.connector.outgoing import PIECE_BYTES, Piece, Span, between, slices
 from tunnelsync.connector.source import Block, Source, Spanned
 from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, FRAME_OVERHEAD_BYTES
 from tunnelsync.protocol import Coding, Complete
@@ -74,7 +74,12 @@ class Body:
                     skip = 0
                 left -= len(piece)
                 if len(piece):
-                    yield piece
+                    try:
+                        yield piece
+                    except GeneratorExit:
+                        if isinstance(piece, Span):
+                            self._reads.pop(index, None)  # the file may have been cut short
+                        raise
             index += 1
 
     async def close(self) -> None:

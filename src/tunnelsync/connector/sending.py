@@ -35,6 +35,8 @@ Report = Callable[[str, int], None]
 """Takes the state of a command in work, and its bytes so far."""
 OPEN_CHUNKS = 2
 """What a router queues of one transfer."""
+TURN_BYTES = 1024 * 1024
+"""After so many bytes the others get their turn, for a socket may take a whole block at once."""
 LOOK_AGAIN_SECONDS = 1.0
 """How often a router that has the closing word is asked if it needs what was sent before."""
 
@@ -200,7 +202,7 @@ class Sending:
         self, start: int, end: int, cut: asyncio.Timeout
     ) -> AsyncGenerator[Piece, None]:
         """Yield the body; when reading fails, say so and leave the chunk request open."""
-        self._sent = start
+        self._sent, turn_at = start, start + TURN_BYTES
         limits = self._upload.settings
         probe_at = asyncio.get_running_loop().time() + limits.probe_seconds
         try:
@@ -209,6 +211,9 @@ class Sending:
                     self._sent += len(piece)
                     yield piece
                     self._report("reading", self._sent)
+                    if self._sent >= turn_at:
+                        turn_at = self._sent + TURN_BYTES
+                        await asyncio.sleep(0)
                     if self._sent - start >= limits.probe_bytes:
                         self._look(start, probe_at, cut)
         except Exception as exc:

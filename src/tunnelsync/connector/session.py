@@ -57,7 +57,14 @@ REFUSALS = {
 
 
 class _Lost(Exception):
-    """The router cannot be reached, or the socket to it has ended: try again soon."""
+    """The router cannot be reached, or the socket to it has ended: try again soon.
+
+    ``good_bye`` is what a router that restarts said.
+    """
+
+    def __init__(self, message: str, good_bye: str = "") -> None:
+        super().__init__(message)
+        self.good_bye = good_bye
 
 
 class _Refused(Exception):
@@ -136,7 +143,7 @@ class _Line:
                     await self._one_socket()
                 except _Lost as exc:
                     self._tell(exc, f"the router {self._router} is away ({exc}); trying on")
-                    pause = backoff.jittered(self._tries, self._settings)
+                    pause = backoff.returning(self._tries, exc.good_bye, self._settings)
                 except _Refused as exc:
                     pause = backoff.refused(self._settings.backoff_refused_seconds)
                     what = f"the router {self._router} refuses this connector: {exc}"
@@ -275,8 +282,8 @@ def _ended(ws: ClientWebSocketResponse, last: WSMessage) -> Exception:
     code = last.data if last.type is WSMsgType.CLOSE else ws.close_code
     if code in REFUSALS:
         return _Refused(REFUSALS[code])
-    if code == protocol.CLOSE_RESTART:
-        return _Lost("it restarts")
     reason = last.extra if last.type is WSMsgType.CLOSE and isinstance(last.extra, str) else ""
+    if code == protocol.CLOSE_RESTART:
+        return _Lost("it restarts", reason)
     told = f": {protocol.printable(reason[:200])}" if reason else ""
     return _Lost(f"the socket ended with code {code}{told}")

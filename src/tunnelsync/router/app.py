@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from aiohttp import web
@@ -29,6 +31,7 @@ from tunnelsync.router.access import ACCESS, Access, require_client
 from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import error_answer
 from tunnelsync.router.context import ROUTER, Budget, Router
+from tunnelsync.router.heartbeat import Heartbeat
 from tunnelsync.router.relay import STARTED
 from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
@@ -46,6 +49,11 @@ LAST_WORDS_SECONDS = 1.0
 """What a client gets to hear why its transfer does not end, when the router stops."""
 LINGER_SECONDS = 2.0
 """After an early refusal, so long the rest of a request's body is read and thrown away."""
+WAITING_CONNECTIONS = 4096
+"""So many wait in the kernel until they are taken: many connectors come back at one moment."""
+ACCEPTED_AT_ONCE = 4
+"""So many are taken before others get their turn. asyncio takes the number of those that wait for
+both: a thousand new connections would stop all that runs for half a second."""
 
 
 def _for_clients(handler: Handler, *, drains: bool = False) -> Handler:
@@ -161,6 +169,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         origin(store.public) if store.endpoint else "",
         switchboard,
         Budget(settings.buffers_bytes),
+        Heartbeat(settings.heartbeat_seconds),
     )
     app = web.Application(middlewares=[answers], client_max_size=settings.message_bytes)
     app[ACCESS], app[ROUTER] = access, router
@@ -180,14 +189,16 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     await runner.setup()
     stop, now = _signals()
     try:
-        await _listen(runner, settings)
-        if access.open:
-            log.info("no tokens file: this machine alone is served")
-        watch = asyncio.create_task(access.watch(settings.tokens_poll_seconds, switchboard.revoke))
-        await stop.wait()
-        watch.cancel()
-        clean = await _drained(router, now)
-        switchboard.close()
+        async with _listening(runner, settings):
+            if access.open:
+                log.info("no tokens file: this machine alone is served")
+            watch = access.watch(settings.tokens_poll_seconds, switchboard.revoke)
+            tasks = asyncio.create_task(watch), asyncio.create_task(router.heartbeat.beat())
+            await stop.wait()
+            clean = await _drained(router, now)
+            for task in tasks:
+                task.cancel()
+            switchboard.close()
     finally:
         await runner.cleanup()
     return clean
@@ -205,7 +216,9 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     return stop, now
 
 
-async def _listen(runner: web.AppRunner, settings: RouterSettings) -> None:
+@asynccontextmanager
+async def _listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIterator[None]:
+    """Listen while the block runs."""
     scheme, tls = "http", None
     if settings.tls_cert:
         scheme, tls = "https", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -213,18 +226,27 @@ async def _listen(runner: web.AppRunner, settings: RouterSettings) -> None:
             tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
         except (OSError, ssl.SSLError) as exc:
             raise BadSetting(f"cannot use the TLS certificate {settings.tls_cert}: {exc}") from None
-    site = web.TCPSite(runner, settings.host, settings.port, ssl_context=tls, backlog=1024)
+    assert runner.server is not None
     try:
-        await site.start()
+        server = await asyncio.get_running_loop().create_server(
+            runner.server, settings.host, settings.port, ssl=tls, backlog=ACCEPTED_AT_ONCE
+        )
     except (OSError, OverflowError) as exc:
         where = f"{settings.host}:{settings.port}"
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise BadSetting(
             f"cannot listen on {where}: {why}", hint="Choose another --host or --port."
         ) from None
-    for address in runner.addresses:
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        log.info("listening on %s://%s:%d", scheme, host, address[1])
+    try:
+        for one in server.sockets:
+            with socket.socket(fileno=os.dup(one.fileno())) as same:
+                same.listen(WAITING_CONNECTIONS)
+            address = one.getsockname()
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            log.info("listening on %s://%s:%d", scheme, host, address[1])
+        yield
+    finally:
+        server.close()
 
 
 async def _drained(router: Router, now: asyncio.Event) -> bool:

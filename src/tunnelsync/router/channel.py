@@ -29,46 +29,105 @@ log = logging.getLogger("tunnelsync.router")
 
 SPARE_MESSAGES = 64
 """Room in the queue for messages that are no commands: the welcome, faults, cancels."""
+PING = b"\x89\x00"
+PONG = 0x8A
+"""Frames of a server, which masks nothing (RFC 6455, 5.5). A transport takes each as a whole, so
+they need no turn among the messages: a ping costs no task, and waits for nobody."""
+ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
 class SocketLink:
-    """A `Link` over a WebSocket."""
+    """A `Link` over a WebSocket. It has a task only while it has something to send: a thousand
+    idle ones cost a thousand tasks otherwise, each with its queue."""
+
+    __slots__ = (
+        "_asked",
+        "_settings",
+        "_socket",
+        "_transport",
+        "_waiting",
+        "_writer",
+        "closing",
+        "silent",
+    )
 
     def __init__(
         self, socket: web.WebSocketResponse, request: web.Request, settings: RouterSettings
     ) -> None:
         self._socket = socket
         self._transport = request.transport
-        self._queue: asyncio.Queue[str | tuple[int, str]] = asyncio.Queue()
-        self._limit = settings.command_queue + SPARE_MESSAGES
-        self._message_bytes = settings.message_bytes
+        self._settings = settings
+        self._waiting: list[str | tuple[int, str]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._asked = False
         self.closing = False
+        self.silent = False
 
     def send(self, message: protocol.FromRouter) -> None:
         """Queue a message; raise `RouterBusy` when the queue is full, `TooLarge` for a long one."""
         text = protocol.encode(message)
-        if len(text.encode()) > self._message_bytes:
+        if len(text.encode()) > self._settings.message_bytes:
             raise TooLarge(f"a command of {len(text)} characters is over the limit of a message")
-        if self._queue.qsize() >= self._limit:
+        if len(self._waiting) >= self._settings.command_queue + SPARE_MESSAGES:
             raise RouterBusy("the connector does not take its commands fast enough")
-        self._queue.put_nowait(text)
+        self._put(text)
 
     def close(self, code: int, reason: str) -> None:
         """Say good-bye, after what is queued."""
+        self._put((code, reason))
         self.closing = True
-        self._queue.put_nowait((code, reason))
 
-    async def write(self, deadline_seconds: float) -> None:
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        self._asked = True
+        self._put_frame(PING)
+
+    def pong(self, data: bytes) -> None:
+        """Give one."""
+        self._put_frame(bytes((PONG, len(data))) + data)
+
+    def heard(self) -> None:
+        """Note a sign of life: any message."""
+        self._asked = False
+
+    def check(self) -> None:
+        """Give up a connector that gave none since it was asked."""
+        if self._asked and self._transport is not None:
+            self.silent = True
+            self._transport.abort()
+
+    def _put_frame(self, frame: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    async def ended(self) -> None:
+        """Wait for the good-bye to go out; without one, send no more."""
+        if self._writer is None:
+            return
+        if not self.closing:
+            self._writer.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._writer
+
+    def _put(self, message: str | tuple[int, str]) -> None:
+        if self.closing:
+            return
+        self._waiting.append(message)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
         """Send what is queued, until the good-bye; abort a peer that takes nothing."""
         try:
-            while True:
-                message = await self._queue.get()
-                async with asyncio.timeout(deadline_seconds):
+            while self._waiting:
+                message = self._waiting.pop(0)
+                async with asyncio.timeout(self._settings.ack_seconds):
                     if isinstance(message, tuple):
                         code, reason = message
                         await self._socket.close(code=code, message=reason.encode()[:120])
                         return
                     await self._socket.send_str(message)
+            self._writer = None
         except (TimeoutError, ConnectionError):
             if self._transport is not None:
                 self._transport.abort()
@@ -87,14 +146,13 @@ async def connect(request: web.Request) -> web.StreamResponse:
         router.switchboard.check_room(bound)
     socket = web.WebSocketResponse(
         protocols=(protocol.SUBPROTOCOL,),
-        heartbeat=settings.heartbeat_seconds,
+        autoping=False,
         max_msg_size=settings.message_bytes,
         compress=False,
         timeout=settings.ack_seconds,
     )
     await socket.prepare(request)
     link = SocketLink(socket, request, settings)
-    writer = asyncio.create_task(link.write(settings.ack_seconds))
     session: Session | None = None
     try:
         hello = await _hello(socket, settings, bound)
@@ -104,17 +162,14 @@ async def connect(request: web.Request) -> web.StreamResponse:
         token = grant.sha256 if grant is not None else None
         session = router.switchboard.announce(mac, hello, link, token)
         if session is not None:
-            await _listen(socket, link, session, router.switchboard)
+            with router.heartbeat.watching(link):
+                await _listen(socket, link, session, router.switchboard)
     except TunnelSyncError as error:
         link.close(protocol.CLOSE_PROTOCOL, error.message)
     finally:
         if session is not None:
-            silent = isinstance(socket.exception(), TimeoutError)
-            router.switchboard.lost(session, link, silent=silent)
-        if not link.closing:
-            writer.cancel()
-        with suppress(asyncio.CancelledError):
-            await writer
+            router.switchboard.lost(session, link, silent=link.silent)
+        await link.ended()
     return socket
 
 
@@ -141,9 +196,13 @@ async def _listen(
     socket: web.WebSocketResponse, link: SocketLink, session: Session, switchboard: Switchboard
 ) -> None:
     """Take messages until the socket ends; one that is not understood is answered, and passed."""
-    async for message in socket:
-        if message.type is WSMsgType.ERROR:
-            return
+    while (message := await socket.receive()).type not in ENDS:
+        link.heard()
+        if message.type is WSMsgType.PONG:
+            continue
+        if message.type is WSMsgType.PING:
+            link.pong(message.data)
+            continue
         try:
             if message.type is not WSMsgType.TEXT:
                 raise BadRequest("messages are text")

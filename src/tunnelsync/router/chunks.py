@@ -71,8 +71,10 @@ class ChunkQueue:
 
     limit: int
     taken: int = 0
+    # A list and a future, for one queue is kept with each receipt: a deque, and an event with
+    # another one in it, would be a third of what a receipt costs.
     _chunks: list[Chunk] = field(default_factory=list)
-    _arrived: asyncio.Event | None = None
+    _arrived: asyncio.Future[None] | None = None
     _last: tuple[int, TunnelSyncError] | None = None
 
     @property
@@ -99,8 +101,8 @@ class ChunkQueue:
             self._chunks.insert(len(self._chunks) - 1, chunk)
         else:
             self._chunks.append(chunk)
-        if self._arrived is not None:
-            self._arrived.set()
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
 
     def check_offset(self, chunk: Chunk) -> None:
         """Raise `WrongOffset` unless a chunk starts where it must, and there is room for it."""
@@ -121,8 +123,11 @@ class ChunkQueue:
         """Wait for the chunk request that goes on where the transfer stands."""
         while not self.ready:
             self.check_stop()
-            self._arrived = asyncio.Event()
-            await self._arrived.wait()
+            self._arrived = asyncio.get_running_loop().create_future()
+            try:
+                await self._arrived
+            finally:
+                self._arrived = None
         return self._chunks[0]
 
     def drop(self, chunk: Chunk) -> None:

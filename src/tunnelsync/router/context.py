@@ -7,6 +7,7 @@ from aiohttp import web
 
 from tunnelsync.errors import Draining, RouterBusy
 from tunnelsync.router.detached import Deliver, Detached
+from tunnelsync.router.heartbeat import Heartbeat
 from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.settings import RouterSettings
@@ -42,6 +43,7 @@ class Router:
     store_origin: str
     switchboard: Switchboard
     buffers: Budget
+    heartbeat: Heartbeat
     draining: bool = False
     detached: dict[str, Detached] = field(default_factory=dict)
 

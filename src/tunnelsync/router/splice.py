@@ -15,6 +15,9 @@ from typing import Any, Self
 
 PIPE_BYTES = 1024 * 1024
 """What is on its way inside the kernel at most; the most that Linux gives without privilege."""
+TURN_BYTES = 1024 * 1024
+"""After so many bytes without a wait the other streams and requests get their turn: where both
+ends are fast, nothing else would end it."""
 
 
 def possible(*transports: asyncio.BaseTransport | None) -> bool:
@@ -38,9 +41,13 @@ class Splice:
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.held = 0
+        self._in_this_turn = 0
 
     async def take(self, most: int) -> int:
         """Wait for bytes of the source; return how many were taken, 0 at its end or break."""
+        if self._in_this_turn >= TURN_BYTES:
+            self._in_this_turn = 0
+            await asyncio.sleep(0)
         while True:
             try:
                 self.held = os.splice(self._source.fileno(), self._in, most, flags=FLAGS)
@@ -60,6 +67,7 @@ class Splice:
                 await self._ready(self._target, self._loop.add_writer, self._loop.remove_writer)
             else:
                 self.held -= count
+                self._in_this_turn += count
                 return count
 
     def cut(self) -> None:
@@ -70,6 +78,7 @@ class Splice:
     async def _ready(
         self, which: socket.socket, add: Callable[..., Any], remove: Callable[..., Any]
     ) -> None:
+        self._in_this_turn = 0
         # By its number: of an object that it does not know asyncio makes a text each time.
         ready, descriptor = asyncio.Event(), which.fileno()
         add(descriptor, ready.set)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tunnelsync import protocol
+from tunnelsync.backoff import restarting
 from tunnelsync.errors import (
     ConnectorBusy,
     ConnectorOffline,
@@ -211,10 +212,11 @@ class Switchboard:
                 self._offline(session)
 
     def close(self) -> None:
-        """Tell every connector that the router stops."""
+        """Tell every connector that the router stops, and when to come back."""
+        good_bye = restarting(len(self.sessions), self._settings.returns_per_second)
         for session in list(self.sessions.values()):
             if session.link is not None:
-                session.link.close(protocol.CLOSE_RESTART, "the router is restarting")
+                session.link.close(protocol.CLOSE_RESTART, good_bye)
             self._drop(session)
 
     # --- what a connector says --------------------------------------------------------------

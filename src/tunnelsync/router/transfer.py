@@ -44,6 +44,7 @@ class Transfer:
     """
 
     __slots__ = (
+        "__weakref__",
         "_cleanups",
         "_ended_at",
         "_etag",
@@ -160,7 +161,9 @@ class Transfer:
         if self.state is State.ENDED:
             self._over(Outcome.DELIVERED, None)
             return
-        self._loop.call_later(self._settings.complete_seconds, self.end, Outcome.DELIVERED)
+        soon = self._loop.call_later(self._settings.complete_seconds, self.end, Outcome.DELIVERED)
+        # Else the clock would hold each transfer for so long, though it ends in a moment.
+        self.at_end(soon.cancel)
         self.chunks.finish()
 
     # --- the connector's side ---------------------------------------------------------------
