@@ -209,6 +209,9 @@ def start_log(level: str) -> None:
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What no line of ours shows is not looked up for each ("Optimization", Python's logging HOWTO).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for chatty in ("aioboto3", "aiobotocore", "boto3", "botocore"):
         # At debug they log signed headers, which are secrets.
         logging.getLogger(chatty).setLevel(max(logging.INFO, logging.root.level))

@@ -290,7 +290,6 @@ class Switchboard:
     def _ended(self, transfer: Transfer) -> None:
         """Book a transfer that has ended, and tell its connector if it does not know."""
         self.transfers.retire(transfer)
-        receipt = transfer.receipt()
         log.info(
             "transfer %s: %s of %s from %s: %s, %d bytes in %.3f s%s",
             transfer.request_id,
@@ -298,8 +297,8 @@ class Switchboard:
             protocol.printable(transfer.dataset),
             transfer.mac,
             transfer.outcome,
-            receipt.bytes,
-            receipt.seconds or 0.0,
+            transfer.written,
+            transfer.seconds,
             f" ({transfer.error.code}: {transfer.error.message})" if transfer.error else "",
         )
         session = self.sessions.get(transfer.mac)

@@ -296,9 +296,13 @@ class Transfer:
         """Note what an answer says of the dataset, for the receipt."""
         self._size, self._etag, self._root = size, etag, root
 
+    @property
+    def seconds(self) -> float:
+        """How long it has run, or ran."""
+        return (self._ended_at or self._loop.time()) - self._started
+
     def receipt(self) -> protocol.Receipt:
         """Return what can be said of the transfer now."""
-        until = self._ended_at or self._loop.time()
         first = self._first_byte
         return protocol.Receipt(
             request_id=self.request_id,
@@ -317,5 +321,5 @@ class Transfer:
             bytes=self.written,
             started_unix=self._started_unix,
             first_byte_seconds=None if first is None else round(first - self._started, 6),
-            seconds=round(until - self._started, 6),
+            seconds=round(self.seconds, 6),
         )
