@@ -21,6 +21,7 @@ PURE = (
     "identity",
     "objects",
     "protocol",
+    "segments",
     "settings",
     "transfer",
     "wire",

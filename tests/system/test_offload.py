@@ -53,8 +53,11 @@ PART_BYTES = 32 * MIB  # more than all buffers on the way
 
 
 def environ(server: S3Server, **over: Any) -> dict[str, str]:
-    """Return the settings of the store as a user gives them; nothing counts as young."""
-    quick = {"settle_seconds": 0.0, "attempts": 1}
+    """Return the settings of the store as a user gives them; nothing counts as young.
+
+    Datasets are single objects here, whatever their size; `test_segments.py` has the others.
+    """
+    quick = {"settle_seconds": 0.0, "attempts": 1, "segments_from_bytes": 2**40}
     found = server.settings(over.pop("bucket", BUCKET), **(quick | over))
     values = {spec.name: getattr(found, spec.name) for spec in fields(found)}
     return environ_of(StoreSettings, values)
