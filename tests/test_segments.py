@@ -47,6 +47,7 @@ def test_segments_cover_a_dataset_exactly_and_are_few(size: int, part: int) -> N
 def test_segments_grow_from_the_first_to_their_size() -> None:
     lengths = [one.length // MIB for one in cut(200 * MIB, 64 * MIB)]
     assert lengths == [8, 16, 32, 64, 64, 16]
+    assert segment_size(200 * MIB, PART) == FIRST
     assert segment_size(GIB, PART) == PART
     assert segment_size(1024 * GIB, PART) > 1024 * MIB
     assert cut(0, PART) == ()

@@ -20,6 +20,8 @@ MOST_SEGMENTS = 980
 """Of the largest size; with the smaller ones before them they stay below 1000, which is what a
 store lists, or removes, in one answer."""
 
+SMALL_PART = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -64,9 +66,13 @@ class SegmentsAnswer:
     status: str = "success"
 
 
-def segment_size(size_bytes: int, least_bytes: int) -> int:
-    """Return the most bytes of one segment: whole blocks, and few enough segments."""
-    return part_size(size_bytes, least_bytes, MOST_SEGMENTS)
+def segment_size(size_bytes: int, part_bytes: int) -> int:
+    """Return the most bytes of one segment: whole blocks, and few enough segments.
+
+    Those that go up at once come last together, and then are still to be downloaded: so they
+    are a small part of their dataset.
+    """
+    return part_size(size_bytes, min(part_bytes, size_bytes // SMALL_PART), MOST_SEGMENTS)
 
 
 def cut(size_bytes: int, most_bytes: int) -> tuple[Cut, ...]:

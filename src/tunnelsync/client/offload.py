@@ -195,5 +195,7 @@ class _Run:
             at = (await self._reached(at)).end
 
     async def _reached(self, at: int) -> Piece:
-        async with self._asking:
+        if found := self._known.find(at, self._etag):
+            return found
+        async with self._asking:  # what is asked for already may bring it
             return self._known.find(at, self._etag) or await self._known.ask(at, self._etag)
