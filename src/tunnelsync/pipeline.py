@@ -49,6 +49,7 @@ class Pipeline:
         self._store = store
         self._versions = versions
         self._key = key
+        self._told: set[Cut] = set()
 
     def run(self, offset: int) -> Sequence[Cut]:
         """Return the segments that are up from this byte on, as many as one answer takes."""
@@ -56,12 +57,14 @@ class Pipeline:
         return self.shelf.run(offset, most=most, digests_bytes=digests_bytes)
 
     async def stands(self, one: Cut) -> bool:
-        """Tell whether a segment that is up is still there."""
-        return await self._versions.holds(self._key_of(one), one.length)
+        """Tell whether a segment that is up is still there: one that we have just put is."""
+        fresh = not self.reused and one not in self._told
+        return fresh or await self._versions.holds(self._key_of(one), one.length)
 
-    async def signed(self, cuts: Iterable[Cut]) -> tuple[Segment, ...]:
+    async def signed(self, cuts: Sequence[Cut]) -> tuple[Segment, ...]:
         """Return segments with their addresses."""
         sign, expires_seconds = self._store.sign, self.expires_seconds
+        self._told.update(cuts)
         return tuple(
             [
                 segments.segment(

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from harness import (
     sha256,
     wait_until,
 )
+from played_connector import played, wanting
 from proxy import in_a_thread
 from s3 import S3Server, s3_server
 from system.test_offload import (
     BUCKET,
+    FOREIGN,
     PREFIXES,
     Shelf,
     altered,
@@ -37,11 +39,13 @@ from system.test_offload import (
     grow,
     offered,
     outside,
+    place,
     running,
     taken,
     told,
 )
 from tunnelsync.client.part import SUFFIX
+from tunnelsync.segments import Cut, SegmentsAnswer, segment
 from tunnelsync.settings import MIB, ClientSettings
 from valve import Valve
 from watched import bytes_read, files_open
@@ -80,10 +84,11 @@ class Line:
     def prepare(self, size: int = SIZE, *, held: bool = False) -> None:
         """Make a new dataset, and with ``held`` let no more than its first segment pass."""
         self.name = next(NAMES)
-        self.valve.release()
         make_file(self.source, size, seed=int(self.name[1:]))
         if held:
             self.valve.hold(HELD_AFTER)
+        else:
+            self.valve.release()
 
     def start(self, *args: str, target: Path | None = None, **env: Any) -> Process:
         """Start to fetch it."""
@@ -225,6 +230,21 @@ def test_the_last_client_leaves_and_nothing_stays(
         line.came()
 
 
+def test_of_the_uploads_for_nobody_the_oldest_is_ended_when_they_are_too_many(
+    tmp_path: Path, store_server: S3Server, outside: Any
+) -> None:
+    with line_to(tmp_path, store_server, outside, lingering=1) as line:
+        left: list[str] = []
+        for _ in range(2):
+            line.prepare(held=True)
+            client = line.start()
+            wait_until(line.has_begun, SECONDS, "the first segment to be here")
+            left += [key for key in line.segments if key not in left]
+            client.send(signal.SIGINT)
+            assert client.wait() == 130
+        wait_until(lambda: line.segments == left[1:], SECONDS, "the first to be removed")
+
+
 @pytest.mark.parametrize("change", [grow, edit])
 def test_b2_a_dataset_that_changes_in_mid_upload(
     line: Line, change: Callable[[Path], None]
@@ -305,6 +325,35 @@ def test_s4_a_segment_that_was_altered_is_found_and_auto_goes_on_without_it(line
     done = line.fetch(mode="auto")
     assert (done.code, done.json()["repaired_blocks"]) == (0, 1), done.err
     line.came()
+
+
+async def test_s1_a_segment_of_another_place_is_never_passed_on(system: System) -> None:
+    async with place() as other, place() as store:
+        origin = f"http://127.0.0.1:{store.port}"
+        system.environ = {"TUNNELSYNC_STORE_ENDPOINT": origin}
+        router = system.router()
+        right = segment(Cut(0, FIRST), bytes(64), f"{origin}/x")
+        told = SegmentsAnswer((right,), "d", SIZE, "v1", 1, 60)
+        async with played(router.url, MAC) as connector:
+            for text in FOREIGN:
+                url = text.replace("OTHER", str(other.port)).replace("STORE", str(store.port))
+                wrong = replace(right, offset=FIRST, download_url=url)
+                for mode in ("offload", "auto"):
+                    client = wanting(router.url, MAC, mode, segments_from=0)
+                    request_id = (command := await connector.hear())["request_id"]
+                    assert command["segments_from"] == 0
+                    await connector.result(request_id, replace(told, segments=(right, wrong)))
+                    refused = await client
+                    assert (refused.status, refused.code) == (502, "store_untrusted"), url
+            client = wanting(router.url, MAC, "offload", segments_from=0)
+            request_id = (await connector.hear())["request_id"]
+            await connector.result(request_id, told)
+            answer = (await client).json()
+            assert answer["segments"] == [asdict(right)]
+            assert answer["store_origins"] == [origin]
+            refused = await wanting(router.url, MAC, "offload", segments_from=-1)
+            assert (refused.status, refused.code) == (400, "bad_request")
+        assert (other.visits, store.visits) == (0, 0)
 
 
 def test_s3_a_store_that_fails_in_mid_upload_leaves_auto_to_the_stream(tmp_path: Path) -> None:
