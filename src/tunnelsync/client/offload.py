@@ -11,6 +11,7 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
     nullcontext,
+    suppress,
 )
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from tunnelsync.client.body import Body
 from tunnelsync.client.incoming import Incoming, Part
 from tunnelsync.client.link import Link, session_for
 from tunnelsync.client.pieces import Offer, Piece
-from tunnelsync.errors import DatasetChanged, ProtocolError, StoreUnavailable
+from tunnelsync.errors import DatasetChanged, ProtocolError, StoreUnavailable, TunnelSyncError
 from tunnelsync.frames import Claimed
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import DatasetRequest, Mode
@@ -191,8 +192,9 @@ class _Run:
     async def _learn(self, at: int, end: int) -> None:
         """Keep asking for what is not known, also while the piece before it comes: the upload
         goes on as long as somebody asks. What goes wrong is told by who needs the piece."""
-        while at < end:
-            at = (await self._reached(at)).end
+        with suppress(TunnelSyncError):
+            while at < end:
+                at = (await self._reached(at)).end
 
     async def _reached(self, at: int) -> Piece:
         if found := self._known.find(at, self._etag):
