@@ -31,6 +31,7 @@ class Flight:
         self.timer: asyncio.TimerHandle | None = None
         """Set while nobody waits: ends the flight."""
         self.idle_at = 0.0
+        self.began_at = asyncio.get_running_loop().time()
         self._idle = idle
         self._asking: dict[object, tuple[int, Report]] = {}
         self._went_on_at = 0

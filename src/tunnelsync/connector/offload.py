@@ -20,7 +20,12 @@ from tunnelsync.connector.flight import Flight
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.connector.stream import Report, require_match
 from tunnelsync.connector.upload import Upload
-from tunnelsync.errors import DatasetChanged, StoreNotConfigured, TunnelSyncError
+from tunnelsync.errors import (
+    DatasetChanged,
+    StoreNotConfigured,
+    TransferGone,
+    TunnelSyncError,
+)
 from tunnelsync.identity import Mac
 from tunnelsync.objects import Stored
 from tunnelsync.protocol import GetDatasetAuto, GetDatasetOffload, OffloadAnswer, printable
@@ -111,10 +116,12 @@ class Offload:
     ) -> SegmentsAnswer | None:
         """Return the segments from a byte on, once there are any; None for a single object."""
         key = self._key(source)
-        flight = self._flights.get(key)
-        if flight is None or flight.failed:
-            flight = self._begin(key, anew=False)
-        cuts = await flight.reached(offset, report)
+        flight = self._flight(key)
+        try:
+            cuts = await flight.reached(offset, report)
+        except TransferGone:
+            flight = self._flight(key)  # another request has found that a segment is gone
+            cuts = await flight.reached(offset, report)
         if flight.pipeline and cuts and not await flight.pipeline.stands(cuts[0]):
             # Somebody has removed it. What else there is of it is not worth a look.
             self._end(flight)
@@ -134,6 +141,15 @@ class Offload:
             root=frames.root([bytes(packed)]) if pipeline.shelf.whole else None,
             reused=pipeline.reused,
         )
+
+    def _flight(self, key: Key) -> Flight:
+        """Join the flight of this version, or begin one; what it knows holds for a while only."""
+        flight = self._flights.get(key)
+        if flight and not flight.failed:
+            known_seconds = asyncio.get_running_loop().time() - flight.began_at
+            if not flight.task.done() or known_seconds < self._settings.url_lifetime_seconds:
+                return flight
+        return self._begin(key, anew=False)
 
     def _begin(self, key: Key, *, anew: bool) -> Flight:
         async def fill(flight: Flight) -> None:
