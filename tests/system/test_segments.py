@@ -356,6 +356,7 @@ async def test_s1_a_segment_of_another_place_is_never_passed_on(system: System) 
         assert (other.visits, store.visits) == (0, 0)
 
 
+@pytest.mark.store
 def test_s3_a_store_that_fails_in_mid_upload_leaves_auto_to_the_stream(tmp_path: Path) -> None:
     with s3_server() as own:
         client = own.client()
