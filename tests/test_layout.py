@@ -24,6 +24,7 @@ PURE = (
     "identity",
     "objects",
     "protocol",
+    "segments",
     "settings",
     "transfer",
     "wire",

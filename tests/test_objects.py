@@ -20,6 +20,7 @@ from tunnelsync.objects import (
     origin,
     part_size,
     refusal,
+    segment_key,
     version_of,
 )
 from tunnelsync.settings import MIB
@@ -135,6 +136,14 @@ def test_a_key_that_we_write_is_known_as_ours(prefix: str, end: str) -> None:
     assert version_of(version + end, prefix) == version
 
 
+@pytest.mark.parametrize("prefix", ["", "datasets", "/a//b/", "a.b+c"])
+def test_a_segment_is_of_its_set(prefix: str) -> None:
+    version, one_set = object_key(prefix, MAC, "name", "etag"), "0123456789abcdef"
+    key = segment_key(version, one_set, 5 * 2**40)
+    assert key == f"{version}/segments/{one_set}/0000050000000000"
+    assert version_of(key, prefix) == f"{version}/segments/{one_set}"
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -148,6 +157,11 @@ def test_a_key_that_we_write_is_known_as_ours(prefix: str, end: str) -> None:
         f"datasets/{MAC}/{HASH}/data\n",
         f"datasets/{MAC}/{HASH}/DATA",
         f"datasets/{MAC}/{HASH}/notes",
+        f"datasets/{MAC}/{HASH}/segments/{HASH[:16]}",
+        f"datasets/{MAC}/{HASH}/segments/{HASH[:16]}/data",
+        f"datasets/{MAC}/{HASH}/segments/{HASH[:16]}/{HASH[:15]}",
+        f"datasets/{MAC}/{HASH}/segments/{HASH[:15]}/{HASH[:16]}",
+        f"datasets/{MAC}/{HASH}/{HASH[:16]}",
         f"datasets/{MAC}/{HASH[1:]}/data",
         f"datasets/{MAC}/{HASH}0/data",
         f"datasets/{MAC.upper()}/{HASH}/data",
@@ -167,6 +181,25 @@ def test_any_other_key_is_not(key: str) -> None:
 def row(number: int, end: str, *, hours: int = 0) -> Mapping[str, Any]:
     key = f"datasets/{MAC}/{number:064x}/{end}"
     return {"Key": key, "Size": number + 1, "LastModified": NOON + timedelta(hours=hours)}
+
+
+def test_each_set_of_segments_is_one_object_as_old_as_its_youngest() -> None:
+    first, second = (f"segments/{number:016x}" for number in (1, 2))
+    rows = [
+        row(1, "blocks", hours=3),
+        row(1, f"{first}/{0:016x}"),
+        row(1, f"{first}/{8:016x}", hours=2),
+        row(1, f"{second}/{0:016x}", hours=1),
+    ]
+    whole, last = kept(rows, "datasets", None)
+    version = f"datasets/{MAC}/{1:064x}"
+    assert last is not None
+    found = [(one.version, len(one.keys), one.size, one.at) for one in (*whole, last)]
+    assert found == [
+        (version, 1, 2, NOON + timedelta(hours=3)),
+        (f"{version}/{first}", 2, 4, NOON + timedelta(hours=2)),
+        (f"{version}/{second}", 1, 2, NOON + timedelta(hours=1)),
+    ]
 
 
 def test_data_and_blocks_are_one_object_as_old_as_the_younger() -> None:

@@ -84,6 +84,13 @@ def bars(rows: Sequence[Row], latencies: Sequence[dict[str, Any]]) -> list[dict[
         if row.mode == "stream" and row.size == GB and "nginx+curl" in row.peers:
             ratio = row.ratio("nginx+curl")
             bar("stream 1 GB, verified: rate / nginx+curl, at least", ratio, 0.8, least=True)
+    stored = {row.what: row for row in rows if (row.mode, row.size) == ("offload", GB)}
+    if both := stored.get("both"):
+        alone = min(stored[what].megabytes_per_second() for what in ("upload", "download"))
+        ratio = alone / both.megabytes_per_second()
+        bar("offload 1 GB, both / the longer of upload and download, at most", ratio, 1.2)
+        first = both.first_byte_seconds() or 0.0
+        bar("offload 1 GB, both: ms to the first byte, at most", first * 1000, 1000)
     for mode, role, limit in (
         ("stream", "router", 80),
         ("offload", "router", 60),

@@ -20,7 +20,9 @@ DATA, BLOCKS = "/data", "/blocks"
 LEAST_PART_BYTES = 2 * BLOCK_BYTES  # S3 takes no part below 5 MiB but the last
 MOST_PARTS = 9000  # S3 takes 10,000
 FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"})
-OURS = re.compile("((?:[0-9a-f]{2}-){5}[0-9a-f]{2}/[0-9a-f]{64})(?:/data|/blocks)")
+VERSION = "(?:[0-9a-f]{2}-){5}[0-9a-f]{2}/[0-9a-f]{64}"
+SET = re.compile("[0-9a-f]{16}")
+OURS = re.compile(f"({VERSION})(?:/data|/blocks)|({VERSION}/segments/{SET.pattern})/{SET.pattern}")
 KEYS_HINT = (
     "Check TUNNELSYNC_STORE_ACCESS_KEY and TUNNELSYNC_STORE_SECRET_KEY (or the AWS credentials) "
     "and what they may do in the bucket, or fetch with --mode stream."
@@ -45,7 +47,8 @@ class Stored:
 class Kept:
     """One version of a dataset in the store: ``PREFIX/MAC/HASH``, and the keys there are of it.
 
-    Of its keys together the size is in bytes; ``at`` is when the youngest of them was written.
+    Each set of segments is one by itself, ``PREFIX/MAC/HASH/segments/SET``. Of its keys together
+    the size is in bytes; ``at`` is when the youngest of them was written.
     """
 
     version: str
@@ -67,6 +70,11 @@ def object_key(prefix: str, mac: str, name: str, etag: str) -> str:
     """Return ``prefix/MAC/HASH``, below which lie the objects of one version of a dataset."""
     version = blake3(f"{name}\0{etag}".encode()).hexdigest()
     return f"{beneath(prefix, mac)}{version}"
+
+
+def segment_key(key: str, set_id: str, offset: int) -> str:
+    """Return the key of one segment of a version; each upload makes a set of its own."""
+    return f"{key}/segments/{set_id}/{offset:016x}"
 
 
 def beneath(prefix: str, mac: str = "") -> str:
@@ -109,10 +117,13 @@ def open_uploads(rows: Iterable[Mapping[str, Any]], prefix: str, mac: str = "") 
 
 
 def version_of(key: str, prefix: str) -> str | None:
-    """Return ``PREFIX/MAC/HASH`` of a key that we write, and None of any other."""
+    """Return ``PREFIX/MAC/HASH`` of a key that we write, and None of any other.
+
+    Of a segment it is that of its set: no set is ever written to again.
+    """
     start = beneath(prefix)
     found = OURS.fullmatch(key.removeprefix(start)) if key.startswith(start) else None
-    return found and start + found[1]
+    return found and start + (found[1] or found[2])
 
 
 def age_seconds(answer: Mapping[str, Any], at: datetime) -> float:
@@ -128,9 +139,9 @@ def age_seconds(answer: Mapping[str, Any], at: datetime) -> float:
     return max(0.0, (now - at).total_seconds())
 
 
-def part_size(size_bytes: int, least_bytes: int) -> int:
-    """Return the bytes of one part: whole blocks, and few enough parts for S3."""
-    least = max(LEAST_PART_BYTES, least_bytes, -(-size_bytes // MOST_PARTS))
+def part_size(size_bytes: int, least_bytes: int, most_parts: int = MOST_PARTS) -> int:
+    """Return the bytes of one part: whole blocks, and few enough parts, by default for S3."""
+    least = max(LEAST_PART_BYTES, least_bytes, -(-size_bytes // most_parts))
     return frames.block_count(least) * BLOCK_BYTES
 
 

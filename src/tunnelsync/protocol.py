@@ -90,7 +90,8 @@ class DatasetRequest:
     """Body of ``POST /datasets/request-sync|stream|offload|auto``.
 
     ``offset`` and ``length`` in bytes; ``if_match`` is an etag without quotes; ``coding`` and
-    ``accept`` are for stream and auto.
+    ``accept`` are for stream and auto. ``segments_from`` is for offload and auto: the first byte
+    that the client, which takes segments (``segments.py``), has no address for.
     """
 
     mac: str
@@ -100,12 +101,13 @@ class DatasetRequest:
     if_match: str | None = None
     coding: str = Coding.RAW
     accept: tuple[str, ...] = (Mode.STREAM, Mode.OFFLOAD)
+    segments_from: int | None = None
 
     def __post_init__(self) -> None:
         if self.coding not in tuple(Coding):
             raise BadRequest(f"unknown coding {self.coding[:64]!r}; there are raw and blocks")
-        if self.offset < 0 or (self.length is not None and self.length < 0):
-            raise BadRequest("offset and length must not be negative")
+        if min(self.offset, self.length or 0, self.segments_from or 0) < 0:
+            raise BadRequest("offset, length and segments_from must not be negative")
 
 
 # --- the socket: connector -> router ------------------------------------------------------
@@ -203,13 +205,14 @@ class GetDatasetStream:
 
 @dataclass(frozen=True, slots=True)
 class GetDatasetOffload:
-    """Mode offload: upload, then answer with one `OffloadAnswer`."""
+    """Mode offload: answer with one `OffloadAnswer`, or a `SegmentsAnswer` to who takes that."""
 
     command: ClassVar[str] = "get_dataset_offload"
     request_id: str
     dataset_name: str
     conditions: Conditions = field(default_factory=Conditions)
     client: str = ""
+    segments_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +228,7 @@ class GetDatasetAuto:
     length: int | None = None
     conditions: Conditions = field(default_factory=Conditions)
     client: str = ""
+    segments_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

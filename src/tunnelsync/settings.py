@@ -64,6 +64,15 @@ class StoreSettings:
     access_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     secret_key: Secret = _setting(Secret(""), "empty means the AWS chain; never in argv")
     part_bytes: int = _setting(16 * MIB, "measured best with four at once; grows past 140 GiB")
+    segments_from_bytes: int = _setting(
+        16 * MIB, "a larger dataset can be downloaded while it is uploaded; a smaller is soon there"
+    )
+    answer_segments: int = _setting(64, "segments told in one answer; the client asks for the rest")
+    answer_digests_bytes: int = _setting(MIB, "their digests in one answer, which takes 4 MiB")
+    linger_seconds: float = _setting(
+        15.0, "an upload for nobody goes on so long: a client's next question is on its way"
+    )
+    lingering: int = _setting(50, "such uploads at once; the oldest of more is ended")
     parts_at_once: int = _setting(4, "fills a fast line without holding many windows")
     bodies_at_once: int = _setting(16, "in the whole connector, at 2 to 3 MiB of memory each")
     connections: int = _setting(100, "more than bodies, so that an abort never waits behind them")

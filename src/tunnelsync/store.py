@@ -3,7 +3,10 @@
 How it maps onto S3, where HASH is BLAKE3 over the dataset's name and etag::
 
     PREFIX/MAC/HASH/data      the dataset as it is: one PUT, or a multipart upload by windows
-    PREFIX/MAC/HASH/blocks    its packed digests, 32 bytes each; there before ``data`` is whole
+    PREFIX/MAC/HASH/segments/SET/OFFSET
+                              or a part of it, of use before the others are there
+    PREFIX/MAC/HASH/blocks    its packed digests, 32 bytes each; there before ``data`` is whole,
+                              and after the last segment of the set that it names
 
 A version is used again in the first half of its life (``object_lifetime_seconds``), and uploaded
 anew in the second: so what an address names stays for half a life at least, while the address
@@ -16,7 +19,7 @@ and only on use: they take half a second.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import cache, partial
@@ -26,14 +29,14 @@ from aiohttp import ClientError as HttpError
 
 from tunnelsync import frames, objects
 from tunnelsync.errors import BadSetting, StoreRefused, StoreUnavailable, TunnelSyncError
-from tunnelsync.frames import DIGEST_BYTES
 from tunnelsync.headers import content_disposition
 from tunnelsync.leftovers import Leftovers
 from tunnelsync.objects import BLOCKS, DATA, Stored, origin
+from tunnelsync.pipeline import Pipeline
 from tunnelsync.settings import StoreSettings
-from tunnelsync.window import Multipart, Readable, Reading, Window
+from tunnelsync.versions import OCTETS, Found, Versions
+from tunnelsync.window import Operations, Readable, Reading, Window
 
-OCTETS = "application/octet-stream"
 LIFETIME_SECONDS = 7 * 24 * 3600  # SigV4 signs nothing that lives longer
 
 
@@ -54,7 +57,10 @@ class Store:
         self._stack = AsyncExitStack()
         self._connecting = asyncio.Lock()
         self._bodies = asyncio.Semaphore(max(1, settings.bodies_at_once))
-        self._multipart = Multipart(settings, request=self._request, ask=self._ask, send=self._send)
+        self._operations = Operations(
+            self._request, self._ask, self._send, self._call, self._presign
+        )
+        self._versions = Versions(settings, self._operations)
         self._clients: list[Any] = []
         self._bucket_found = False
 
@@ -63,7 +69,7 @@ class Store:
 
     async def __aexit__(self, *exc_info: object) -> None:
         async with self._stack:
-            await self._multipart.close()
+            await self._versions.multipart.close()
 
     async def offer(
         self, mac: str, dataset: Readable, progress: Callable[[int], None] | None = None
@@ -74,26 +80,16 @@ class Store:
         `StoreUnavailable` or `StoreRefused`; then, as when cancelled, no upload is left open
         (one that a silent store keeps is aborted at the next offer, or at the close).
         """
-        await self._connect()
-        await self._multipart.abort_left()
-        key = objects.object_key(self._settings.prefix, mac, dataset.name, dataset.etag)
-        # A dataset edited twice within one tick of its clock keeps its etag. So what was read
-        # while it was young is never used again: the store remembers, beside the digests.
-        age_ns = time.time_ns() - max(dataset.mtime_ns, dataset.ctime_ns)
-        settled = age_ns >= self._settings.settle_seconds * 1e9
-        left_seconds = float(self._settings.object_lifetime_seconds)
-        found = await self._find(key, dataset.size) if settled else None
+        key = await self._begin(mac, dataset)
+        found = await self._find(key, dataset)
+        if found and found.set and not await self._versions.compose(key, dataset.size, found):
+            found = None
         if found is None:
             async with Reading(dataset, self._executor, progress) as reading:
-                await self._upload(key, reading, settled)
-            packed = bytes(reading.packed)
-        else:
-            packed, age_seconds = found
-            left_seconds -= age_seconds
-        digests = frames.split_digests(packed)
+                await self._versions.upload(key, reading, self._settled(dataset))
+        digests = frames.split_digests(found.packed if found else bytes(reading.packed))
         disposition = content_disposition(dataset.name)
-        most = self._settings.url_lifetime_seconds, LIFETIME_SECONDS, int(left_seconds)
-        expires_seconds = max(1, min(most))
+        expires_seconds = self._expires_seconds(found)
         return Stored(
             download_url=await self._presign(key + DATA, expires_seconds, disposition),
             blocks_url=await self._presign(key + BLOCKS, expires_seconds, None),
@@ -104,6 +100,55 @@ class Store:
             expires_seconds=expires_seconds,
             reused=found is not None,
         )
+
+    async def pipeline(self, mac: str, dataset: Readable, *, anew: bool) -> Pipeline | None:
+        """Return the segments of this version, which may all be there; ``anew`` trusts none.
+
+        None if it is there as one object. Raises what `offer` does.
+        """
+        key = await self._begin(mac, dataset)
+        found = None if anew else await self._find(key, dataset)
+        if found and not found.set:
+            return None
+        settings, expires_seconds = self._settings, self._expires_seconds(found)
+        return Pipeline(
+            settings, self._operations, self._versions, key, dataset.size, found, expires_seconds
+        )
+
+    async def fill(
+        self,
+        pipeline: Pipeline,
+        dataset: Readable,
+        wanted: Callable[[], Iterable[int]],
+        tell: Callable[[], None],
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Put the segments that are missing; see `Pipeline.fill`."""
+        async with Reading(dataset, self._executor, progress) as reading:
+            await pipeline.fill(reading, self._settled(dataset), wanted, tell)
+
+    async def _begin(self, mac: str, dataset: Readable) -> str:
+        await self._connect()
+        await self._versions.multipart.abort_left()
+        return objects.object_key(self._settings.prefix, mac, dataset.name, dataset.etag)
+
+    def _settled(self, dataset: Readable) -> bool:
+        """Tell whether a dataset is old enough to be what its etag says.
+
+        One edited twice within one tick of its clock keeps its etag. So what was read while it
+        was young is never used again: the store remembers, beside the digests.
+        """
+        age_ns = time.time_ns() - max(dataset.mtime_ns, dataset.ctime_ns)
+        return age_ns >= self._settings.settle_seconds * 1e9
+
+    async def _find(self, key: str, dataset: Readable) -> Found | None:
+        return await self._versions.find(key, dataset.size) if self._settled(dataset) else None
+
+    def _expires_seconds(self, found: Found | None) -> int:
+        """Return how long an address may hold: no longer than the object lives."""
+        left_seconds = self._settings.object_lifetime_seconds - (found.age_seconds if found else 0)
+        most = self._settings.url_lifetime_seconds, LIFETIME_SECONDS, int(left_seconds)
+        return max(1, min(most))
 
     async def leftovers(self) -> Leftovers:
         """Return what finds and removes old objects and open uploads of this store."""
@@ -142,30 +187,6 @@ class Store:
             if await self._ask("head_bucket", Bucket=bucket) is None:
                 raise  # not made by another connector meanwhile
 
-    # --- what is there --------------------------------------------------------------------
-
-    async def _find(self, key: str, size_bytes: int) -> tuple[bytes, float] | None:
-        """Return the packed digests, and the age in seconds, if this version is in the store:
-        whole, settled, and in the first half of its life."""
-        bucket = self._settings.bucket
-        digests_bytes = frames.block_count(size_bytes) * DIGEST_BYTES
-        data = await self._ask("head_object", Bucket=bucket, Key=key + DATA)
-        if data is None or data["ContentLength"] != size_bytes:
-            return None
-        age_seconds = objects.age_seconds(data, data["LastModified"])
-        if age_seconds > self._settings.object_lifetime_seconds / 2:
-            return None
-        blocks = await self._ask("get_object", Bucket=bucket, Key=key + BLOCKS)
-        if blocks is None:
-            return None
-        async with blocks["Body"] as body:
-            fits = blocks["ContentLength"] == digests_bytes
-            if not fits or blocks["Metadata"].get("settled") != "yes":
-                body.close()
-                return None
-            packed: bytes = await self._call(body.read)
-        return (packed, age_seconds) if len(packed) == digests_bytes else None
-
     async def _presign(self, key: str, expires_seconds: int, disposition: str | None) -> str:
         """Return the address of an object at the public endpoint; nothing is sent."""
         parameters = {"Bucket": self._settings.bucket, "Key": key, "ResponseContentType": OCTETS}
@@ -174,36 +195,6 @@ class Store:
         sign = partial(self._clients[-1].generate_presigned_url, "get_object")
         url: str = await self._call(partial(sign, Params=parameters, ExpiresIn=expires_seconds))
         return url
-
-    # --- uploading ------------------------------------------------------------------------
-
-    async def _upload(self, key: str, reading: Reading, settled: bool) -> None:
-        bucket = self._settings.bucket
-
-        async def before_end() -> None:
-            """What comes before the last byte: the last stat, and the digests."""
-            await reading.dataset.unchanged()
-            await self._request(
-                "put_object",
-                Bucket=bucket,
-                Key=key + BLOCKS,
-                Body=bytes(reading.packed),
-                ContentType=OCTETS,
-                Metadata={"settled": "yes" if settled else "no"},
-            )
-
-        size_bytes = reading.dataset.size
-        part_bytes = objects.part_size(size_bytes, self._settings.part_bytes)
-        data = {"Bucket": bucket, "Key": key + DATA}
-        if size_bytes > part_bytes:
-            upload = self._multipart.upload
-            await upload(reading, part_bytes, before_end, data, ContentType=OCTETS)
-        elif size_bytes:
-            window = Window(reading, 0, size_bytes, before_end)
-            await self._send(window, "put_object", **data, ContentType=OCTETS)
-        else:
-            await before_end()
-            await self._request("put_object", **data, Body=b"", ContentType=OCTETS)
 
     # --- requests -------------------------------------------------------------------------
 

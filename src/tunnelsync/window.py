@@ -2,14 +2,15 @@
 
 A `Reading` reads the open descriptor on the executor and keeps the digest of each block that
 goes by; a `Window` is some of its blocks, of which 1 MiB at a time is in memory; `Multipart`
-makes one object of many windows, and leaves no upload open. None knows the S3 library.
+makes one object of many parts, and leaves no upload open. None knows the S3 library.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from io import UnsupportedOperation
 from typing import Any, Protocol, Self
 
@@ -32,8 +33,27 @@ WRITE_BYTES = 256 * 1024  # to the socket: what a slow line must take within the
 
 Request = Callable[..., Coroutine[Any, Any, Any]]
 """An operation of S3 by its name, with its parameters; raises our errors."""
+Part = Callable[..., Coroutine[Any, Any, str]]
+"""Brings one part of a multipart upload, given its parameters; returns the part's ETag."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """How a store is spoken to without its library; each raises our errors.
+
+    ``request`` is an operation by its name, ``ask`` one that is None for what is missing, and
+    ``send`` one whose body is a window, which goes before the name. ``wait`` waits for what the
+    library does besides; ``sign`` returns the address of an object by its key, for so many
+    seconds, with a content disposition.
+    """
+
+    request: Request
+    ask: Request
+    send: Request
+    wait: Callable[[Callable[[], Awaitable[Any]]], Coroutine[Any, Any, Any]]
+    sign: Callable[[str, int, str | None], Coroutine[Any, Any, str]]
 
 
 class Readable(Protocol):
@@ -195,15 +215,11 @@ class Window:
 class Multipart:
     """The multipart uploads of a store. Whatever ends one, it does not stay open: begin and end
     are shielded, for one that is cut off may still have happened, and would be known to nobody.
-
-    ``ask`` answers None for what is missing; ``send`` takes a window before the operation.
     """
 
-    def __init__(
-        self, settings: StoreSettings, *, request: Request, ask: Request, send: Request
-    ) -> None:
+    def __init__(self, settings: StoreSettings, store: Operations) -> None:
         self._settings = settings
-        self._request, self._ask, self._send = request, ask, send
+        self._request, self._ask = store.request, store.ask
         self._owned: set[asyncio.Task[Any]] = set()
         self._left: dict[str, dict[str, Any]] = {}  # to be aborted, by their ids
 
@@ -214,47 +230,40 @@ class Multipart:
 
     async def upload(
         self,
-        reading: Reading,
-        part_bytes: int,
+        parts: Sequence[Part],
         before_end: Callable[[], Awaitable[None]],
         data: dict[str, Any],
         **kind: Any,
     ) -> None:
         """Make the object ``data`` (its Bucket and Key) of parts, ``parts_at_once`` at a time."""
-        begun = self._own(self._request("create_multipart_upload", **data, **kind))
+        begun = self.own(self._request("create_multipart_upload", **data, **kind))
         ended: asyncio.Task[Any] | None = None
         try:
             upload = {**data, "UploadId": (await asyncio.shield(begun))["UploadId"]}
-            parts = {"Parts": await self._parts(upload, reading, part_bytes)}
+            whole = {"Parts": await self._parts(upload, parts)}
             await before_end()
-            complete = self._request("complete_multipart_upload", **upload, MultipartUpload=parts)
-            ended = self._own(complete)
+            complete = self._request("complete_multipart_upload", **upload, MultipartUpload=whole)
+            ended = self.own(complete)
             await asyncio.shield(ended)
         except BaseException:
-            await asyncio.shield(self._own(self._abort(data, begun, ended)))
+            await asyncio.shield(self.own(self._abort(data, begun, ended)))
             raise
 
-    async def _parts(
-        self, upload: dict[str, Any], reading: Reading, part_bytes: int
-    ) -> list[dict[str, Any]]:
-        size_bytes = reading.dataset.size
-        starts = range(0, size_bytes, part_bytes)
-        waiting = iter(enumerate(starts, 1))
-        parts: dict[int, str] = {}
+    async def _parts(self, upload: dict[str, Any], parts: Sequence[Part]) -> list[dict[str, Any]]:
+        waiting = iter(enumerate(parts, 1))
+        tags: dict[int, str] = {}
 
         async def work() -> None:
-            for number, start in waiting:
-                window = Window(reading, start, min(part_bytes, size_bytes - start))
-                answer = await self._send(window, "upload_part", **upload, PartNumber=number)
-                parts[number] = answer["ETag"]
+            for number, part in waiting:
+                tags[number] = await part(**upload, PartNumber=number)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in starts[: max(1, self._settings.parts_at_once)]:
+                for _ in parts[: max(1, self._settings.parts_at_once)]:
                     group.create_task(work())
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        return [{"PartNumber": number, "ETag": parts[number]} for number in sorted(parts)]
+        return [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
 
     async def _abort(
         self, data: dict[str, Any], begun: asyncio.Task[Any], ended: asyncio.Task[Any] | None
@@ -285,7 +294,8 @@ class Multipart:
                     return
             self._left.pop(number, None)
 
-    def _own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Return a task that comes to its end in any case: `close` waits for it."""
         task = asyncio.create_task(work)
         self._owned.add(task)
         task.add_done_callback(self._owned.discard)

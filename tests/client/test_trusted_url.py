@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from tunnelsync.client.offload import trusted_url
+from tunnelsync.client.trusted import trusted_url
 from tunnelsync.errors import StoreUntrusted
 
 STORE = "https://store.example.org"

@@ -53,8 +53,11 @@ PART_BYTES = 32 * MIB  # more than all buffers on the way
 
 
 def environ(server: S3Server, **over: Any) -> dict[str, str]:
-    """Return the settings of the store as a user gives them; nothing counts as young."""
-    quick = {"settle_seconds": 0.0, "attempts": 1}
+    """Return the settings of the store as a user gives them; nothing counts as young.
+
+    Datasets are single objects here, whatever their size; `test_segments.py` has the others.
+    """
+    quick = {"settle_seconds": 0.0, "attempts": 1, "segments_from_bytes": 2**40}
     found = server.settings(over.pop("bucket", BUCKET), **(quick | over))
     values = {spec.name: getattr(found, spec.name) for spec in fields(found)}
     return environ_of(StoreSettings, values)
@@ -672,10 +675,11 @@ def test_gc_removes_what_is_old_and_says_so(
     theirs = f"{shelf.prefix}/readme"
     shelf.client.put_object(Bucket=BUCKET, Key=theirs, Body=b"theirs")
     version = f"{shelf.prefix}/{MAC}/{0:064x}"
-    shelf.client.create_multipart_upload(Bucket=BUCKET, Key=f"{version}/data")
     with running(tmp_path, environ(store_server, prefix=shelf.prefix)) as system:
         system.router()
         system.connector()
+        # Not before: a connector that starts aborts what is older than itself.
+        shelf.client.create_multipart_upload(Bucket=BUCKET, Key=f"{version}/data")
         source = dataset(system, "d", 5 * MIB)
         assert fetch(system, "offload", tmp_path / "o").code == 0
         whole = shelf.keys()

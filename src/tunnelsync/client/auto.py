@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import ClassVar
 
-from tunnelsync.client import offload, stream
+from tunnelsync.client import pieces, stream
 from tunnelsync.client.incoming import Incoming, Part, mode_of
 from tunnelsync.client.link import Link
 from tunnelsync.client.offload import Offload
@@ -81,7 +81,11 @@ class Auto:
             async with self._chosen.opened(part) as incoming:
                 yield incoming
             return
-        request = replace(stream.asked(self._mac, self._dataset, part), accept=self._accept)
+        request = replace(
+            stream.asked(self._mac, self._dataset, part),
+            accept=self._accept,
+            segments_from=part.offset,
+        )
         async with self._link.request("POST", "datasets/request-auto", request) as response:
             match mode_of(response):
                 case Mode.STREAM:
@@ -91,8 +95,8 @@ class Auto:
                 case Mode.OFFLOAD if Mode.OFFLOAD in self._accept:
                     way = Offload(self._link, self._mac, self._dataset)
                     self._chosen = way
-                    offer = way.take(await offload.offered(self._link, response))
+                    offer = await pieces.offered(self._link, response)
                 case other:
                     raise ProtocolError(f"mode {other} was not among those we accept")
-        async with offload.brought(self._link, offer, part) as incoming:
+        async with way.first(offer, part) as incoming:
             yield incoming

@@ -17,16 +17,24 @@ from tunnelsync.client.record import Record, Transfer
 from tunnelsync.client.target import Sink
 from tunnelsync.client.thread import Threads
 from tunnelsync.errors import (
+    Broken,
     BrokenOff,
     DatasetChanged,
     PreconditionFailed,
     ProtocolError,
+    Stalled,
+    StoreRefused,
+    StoreUnavailable,
+    StoreUntrusted,
     TunnelSyncError,
     VerificationFailed,
     WriteFailed,
 )
 from tunnelsync.frames import BLOCK_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
+
+DOUBTFUL = (Broken, Stalled, StoreUnavailable, StoreRefused, StoreUntrusted)
+"""What casts doubt on the way; a router or connector that is away does not."""
 
 
 class Download:
@@ -146,9 +154,10 @@ class Download:
                 await self._begin(incoming)
                 try:
                     await self._take_all(incoming, span, transfer)
+                    here.announced_root = incoming.root or here.announced_root
                 except WriteFailed:
                     raise  # which is no fault of the way
-                except TunnelSyncError as error:
+                except DOUBTFUL as error:
                     self._way.distrust(error.message)
                     raise
                 finally:

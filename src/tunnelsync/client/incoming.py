@@ -44,13 +44,13 @@ class Part:
 WHOLE = Part()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Incoming:
     """An answer that has begun. ``mode`` is the one used.
 
     ``claims`` gives the blocks of the part in order, unproven, and ends only when the mode has
     seen a clean end; it raises the error of the sender, or `BrokenOff`. ``root`` is that of the
-    whole dataset, where the answer tells it before the blocks come.
+    whole dataset, where the answer tells it; it may come as late as the last block.
     """
 
     request_id: str

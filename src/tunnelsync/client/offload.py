@@ -1,65 +1,35 @@
-"""Mode offload: the connector has put the dataset into the store, and we fetch it from there.
+"""Mode offload: the connector puts the dataset into the store, and we fetch it from there.
 
-The store is not trusted with anything: its address must be one that the router announced (or
-that the settings pin), it is never sent our token, and each block is proven by the digests whose
-root the connector told.
+A large one comes in pieces, each of which may be fetched while the connector still uploads the
+next ones: we ask again and again for what there is beyond those that we know.
 """
 
 import asyncio
-import ipaddress
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from typing import ClassVar
 
-import aiohttp
-from aiohttp import ClientResponse, ClientSession
-from yarl import URL
+from aiohttp import ClientSession
 
-from tunnelsync import frames
+from tunnelsync.client import pieces
 from tunnelsync.client.body import Body
-from tunnelsync.client.incoming import Incoming, Part, request_id_of
-from tunnelsync.client.journal import Version
-from tunnelsync.client.link import Link, decode, session_for
-from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
-from tunnelsync.errors import (
-    BrokenOff,
-    ProtocolError,
-    Stalled,
-    StoreRefused,
-    StoreUnavailable,
-    StoreUntrusted,
-    VerificationFailed,
-)
-from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, Claimed
+from tunnelsync.client.incoming import Incoming, Part
+from tunnelsync.client.link import Link, session_for
+from tunnelsync.client.pieces import Offer, Piece
+from tunnelsync.errors import DatasetChanged, ProtocolError, StoreUnavailable, TunnelSyncError
+from tunnelsync.frames import Claimed
 from tunnelsync.identity import Mac
-from tunnelsync.protocol import DatasetRequest, Mode, OffloadAnswer
-from tunnelsync.settings import ClientSettings
-
-PEER = "the store"
-RENEW_AT = 0.9
-"""The part of an address's lifetime after which it is not begun with any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """An object of the store that holds one version of a dataset, and its proven digests."""
-
-    request_id: str
-    version: Version
-    url: URL
-    digests: Sequence[bytes]
-    root: str
-    renew_at: float
-
-    def covers(self, part: Part) -> bool:
-        """Tell whether the address still holds for a while, and for the version asked for."""
-        right = part.if_match in (None, self.version.etag)
-        return right and asyncio.get_running_loop().time() < self.renew_at
+from tunnelsync.protocol import DatasetRequest, Mode
 
 
 class Offload:
-    """The way by the store: one offer, and as many downloads of its parts as are asked for.
+    """The way by the store: the pieces that are known, and as many downloads as are asked for.
 
     An address that has expired is asked for anew, in the middle of a dataset too.
     """
@@ -67,229 +37,167 @@ class Offload:
     in_parts: ClassVar[bool] = True
 
     def __init__(self, link: Link, mac: Mac, dataset: str) -> None:
-        self._link = link
-        self._mac = mac
-        self._dataset = dataset
-        self._offer: Offer | None = None
-        self._asking = asyncio.Lock()
+        self._known = Known(link, mac, dataset)
 
-    @asynccontextmanager
-    async def opened(self, part: Part) -> AsyncIterator[Incoming]:
+    def opened(self, part: Part) -> AbstractAsyncContextManager[Incoming]:
         """Download a part. Raises `StoreUntrusted` for an address that is not the store's,
         `StoreUnavailable` until the first byte has come, `BrokenOff` after it.
         """
-        async with AsyncExitStack() as stack:
-            offer, known = await self._offered(part)
-            try:
-                incoming = await stack.enter_async_context(brought(self._link, offer, part))
-            except StoreUnavailable:
-                self._forget(offer)
-                if not known:
-                    raise
-                # Its address has expired, or the object is gone: the connector mends both.
-                offer, _ = await self._offered(part)
-                incoming = await stack.enter_async_context(brought(self._link, offer, part))
-            yield incoming
+        return _brought(self._known, part, tries=2)
 
-    def take(self, offer: Offer) -> Offer:
-        """Go on with an offer that was an answer to another request."""
-        self._offer = offer
-        return offer
+    def first(self, offer: Offer, part: Part) -> AbstractAsyncContextManager[Incoming]:
+        """Download a part by an offer that was an answer to another request."""
+        self._known.take(offer)
+        return _brought(self._known, part, tries=1)
 
     def distrust(self, why: str) -> None:
-        """Ask for the object anew; the connector looks after it then."""
-        self._offer = None
-
-    async def _offered(self, part: Part) -> tuple[Offer, bool]:
-        """Return the offer, asked for once for all parts, and whether it was there before."""
-        async with self._asking:
-            if self._offer is not None and self._offer.covers(part):
-                return self._offer, True
-            request = DatasetRequest(self._mac, self._dataset, if_match=part.if_match)
-            async with self._link.request("POST", "datasets/request-offload", request) as answer:
-                self._offer = await offered(self._link, answer)
-            return self._offer, False
-
-    def _forget(self, offer: Offer) -> None:
-        if self._offer is offer:
-            self._offer = None
+        """Ask for every piece anew; the connector looks after it then."""
+        self._known.clear()
 
 
-async def offered(link: Link, response: ClientResponse) -> Offer:
-    """Read the router's `OffloadAnswer`, and get the digests from the store.
+class Known:
+    """The pieces of one version that we have addresses of, shared by the downloads of its parts."""
 
-    Raises `StoreUntrusted`, `StoreUnavailable`, or `VerificationFailed` for other digests.
-    """
-    settings = link.settings
-    answer = decode(OffloadAnswer, await link.body(response).whole(settings.message_bytes))
-    data_url = trusted_url(answer.download_url, answer.store_origins, settings.store_origin)
-    digests_url = trusted_url(answer.blocks_url, answer.store_origins, settings.store_origin)
-    async with session_for(settings) as session:
-        digests = await _digests(session, settings, digests_url, answer)
-    lifetime = max(0, answer.expires_seconds) * RENEW_AT
-    return Offer(
-        request_id=request_id_of(response),
-        version=Version(answer.size, answer.etag, answer.modified_ns),
-        url=data_url,
-        digests=digests,
-        root=answer.root,
-        renew_at=asyncio.get_running_loop().time() + lifetime,
-    )
+    def __init__(self, link: Link, mac: Mac, dataset: str) -> None:
+        self.link = link
+        self.offer: Offer | None = None
+        self._mac = mac
+        self._dataset = dataset
+        self._pieces: list[Piece] = []
+
+    def find(self, at: int, etag: str | None) -> Piece | None:
+        """Return the piece with this byte, if its address still holds for a while."""
+        if self.offer is None or etag not in (None, self.offer.version.etag):
+            return None
+        now = asyncio.get_running_loop().time()
+        return next((one for one in self._pieces if one.holds(at) and now < one.renew_at), None)
+
+    async def ask(self, at: int, etag: str | None) -> Piece:
+        """Ask for the piece with this byte, which may take until it is uploaded.
+
+        Raises the router's error, or what `pieces.offered` does; `DatasetChanged` for another
+        version than was asked for.
+        """
+        request = DatasetRequest(self._mac, self._dataset, if_match=etag, segments_from=at)
+        async with self.link.request("POST", "datasets/request-offload", request) as answer:
+            offer = await pieces.offered(self.link, answer)
+        if etag not in (None, offer.version.etag):
+            raise DatasetChanged("the dataset has another version than a moment ago")
+        self.take(offer)
+        found = next((one for one in offer.pieces if one.holds(at)), None)
+        if found is None:
+            raise ProtocolError(f"the answer has no address for byte {at}")
+        return found
+
+    def take(self, offer: Offer) -> None:
+        """Take what an answer says for what is known; later ones come before earlier ones."""
+        old = self._pieces
+        if self.offer is None or self.offer.version.etag != offer.version.etag:
+            old = []
+        new = {one.offset for one in offer.pieces}
+        self._pieces = [*offer.pieces, *(one for one in old if one.offset not in new)]
+        self.offer = offer
+
+    def forget(self, piece: Piece) -> None:
+        """Do not use an address again."""
+        self._pieces = [one for one in self._pieces if one is not piece]
+
+    def clear(self) -> None:
+        """Use none of the addresses again."""
+        self._pieces = []
 
 
 @asynccontextmanager
-async def brought(link: Link, offer: Offer, part: Part) -> AsyncIterator[Incoming]:
-    """Download a part of an offer; raises as `Offload.opened` does."""
-    size = offer.version.size
-    end = size if part.length is None else min(size, part.offset + part.length)
+async def _brought(known: Known, part: Part, tries: int) -> AsyncIterator[Incoming]:
     async with AsyncExitStack() as stack:
-        body = None
+        if known.find(part.offset, part.if_match) is None:
+            await known.ask(part.offset, part.if_match)
+            tries = 1
+        offer = known.offer
+        assert offer is not None
+        session = await stack.enter_async_context(session_for(known.link.settings))
+        run = _Run(known, session, offer.version.etag, offer.version.size)
+        end = run.size if part.length is None else min(run.size, part.offset + part.length)
+        first: Begun | None = None
         if part.offset < end:
-            session = await stack.enter_async_context(session_for(link.settings))
-            wanted = None if (part.offset, end) == (0, size) else (part.offset, end)
-            getting = _get(session, link.settings, offer.url, wanted)
-            body = await stack.enter_async_context(getting)
-            with _not_begun():
-                await body.peek()
-        yield Incoming(
+            first = await stack.enter_async_context(run.begun(part.offset, end, tries))
+        incoming = Incoming(
             request_id=offer.request_id,
             mode=Mode.OFFLOAD,
             version=offer.version,
-            claims=_claims(body, offer.digests, part.offset, end, size),
-            body=body,
+            claims=run.claims(first, part.offset, end),
+            body=first[1] if first else None,
             root=offer.root,
         )
+        run.incoming = incoming
+        yield incoming
 
 
-def trusted_url(text: str, announced: Sequence[str], pinned: str) -> URL:
-    """Return an address of the store, or raise `StoreUntrusted`.
-
-    Its origin must be the pinned one, or without a pin one of those announced; it is http or
-    https, holds no user, and its host is no link-local, unspecified or multicast address (the
-    metadata services of clouds). The query, which is a secret, is in no message.
-    """
-    try:
-        if not text.isascii() or not text.isprintable() or "\\" in text or " " in text:
-            raise ValueError
-        url = URL(text, encoded=True)
-        if url.scheme not in ("http", "https") or not url.host or not url.port:
-            raise ValueError
-        if "@" in url.raw_authority:
-            raise ValueError
-        found = url.origin()
-        place = _place(url)
-    except ValueError:
-        raise StoreUntrusted("the download address is none that a store can have") from None
-    if _is_special(url.host):
-        raise StoreUntrusted(f"the download address is on {found}, which is never a store")
-    if place not in [_place_in(one) for one in ([pinned] if pinned else announced)]:
-        by = "the one pinned by store_origin" if pinned else "one that the router announced"
-        raise StoreUntrusted(f"the download address is on {found}, and not on {by}")
-    return url
+Begun = tuple[Piece, Body]
+"""A piece, and the body of its download, whose first byte has come."""
 
 
-def _place(url: URL) -> tuple[str, str, int | None]:
-    """Return an origin in the one form in which two can be compared (RFC 6454, 4)."""
-    return url.scheme, (url.host or "").lower(), url.port
+class _Run:
+    """A part on its way: from one piece to the next, while it learns of those that follow."""
 
+    def __init__(self, known: Known, session: ClientSession, etag: str, size: int) -> None:
+        self.size = size
+        self.incoming: Incoming | None = None
+        self._known = known
+        self._session = session
+        self._etag = etag
+        self._asking = asyncio.Lock()
 
-def _place_in(text: str) -> tuple[str, str, int | None] | None:
-    try:
-        return _place(URL(text))
-    except ValueError:
-        return None
+    @asynccontextmanager
+    async def begun(self, at: int, end: int, tries: int) -> AsyncIterator[Begun]:
+        """Begin with the piece that holds a byte, up to its end or to ``end``."""
+        async with AsyncExitStack() as stack:
+            while True:
+                piece, tries = await self._reached(at), tries - 1
+                until, settings = min(end, piece.end), self._known.link.settings
+                getting = pieces.begun(self._session, settings, piece, at, until)
+                try:
+                    body = await stack.enter_async_context(getting)
+                    break
+                except StoreUnavailable:
+                    # Its address has expired, or the object is gone: the connector mends both.
+                    self._known.forget(piece)
+                    if tries <= 0:
+                        raise
+            yield piece, body
 
-
-def _is_special(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host.split("%")[0].rstrip("."))
-    except ValueError:
-        # "0", "2852039166" or "0xa9fea9fe": numbers that a resolver takes for an address.
-        return host.replace(".", "").removeprefix("0x").isdigit() or host.lower().startswith("0x")
-    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-    return any(
-        one.is_link_local or one.is_unspecified or one.is_multicast
-        for one in (address, mapped or address)
-    )
-
-
-async def _digests(
-    session: ClientSession, settings: ClientSettings, url: URL, answer: OffloadAnswer
-) -> list[bytes]:
-    wanted = frames.block_count(answer.size)
-    if answer.size < 0 or answer.count != wanted:
-        raise ProtocolError(f"{answer.count} blocks cannot be a dataset of {answer.size} bytes")
-    if wanted * DIGEST_BYTES > settings.digests_bytes:
-        raise ProtocolError(f"the digests of {wanted} blocks are over digests_bytes")
-    async with _get(session, settings, url) as body:
-        with _not_begun():
-            packed = await body.whole(settings.digests_bytes)
-    digests = frames.split_digests(packed)
-    if len(digests) != wanted or frames.root(digests) != answer.root:
-        raise VerificationFailed("the digests in the store are not those of this dataset")
-    return digests
-
-
-@asynccontextmanager
-async def _get(
-    session: ClientSession, settings: ClientSettings, url: URL, part: tuple[int, int] | None = None
-) -> AsyncIterator[Body]:
-    """Get an object, or of it the bytes from the one offset up to the other."""
-    where = f"the store at {url.origin()}"
-    headers = {} if part is None else {"Range": f"bytes={part[0]}-{part[1] - 1}"}
-    async with AsyncExitStack() as stack:
+    async def claims(self, first: Begun | None, at: int, end: int) -> AsyncGenerator[Claimed, None]:
+        """Yield the blocks of one piece after the other; raises as `Offload.opened` does."""
+        if first is None:
+            return
+        begun: AbstractAsyncContextManager[Begun] = nullcontext(first)
+        learning: asyncio.Task[None] | None = None
         try:
-            async with asyncio.timeout(settings.idle_seconds):
-                response = await stack.enter_async_context(
-                    session.get(url, headers=headers, allow_redirects=False, **proxy_for(url))
-                )
-        except TimeoutError as exc:
-            said = reason(exc) if isinstance(exc, aiohttp.ClientError) else "it does not answer"
-            raise StoreUnavailable(f"{where}: {said}") from None
-        except CONNECTION_ERRORS as exc:
-            raise StoreUnavailable(f"{where}: {reason(exc)}") from None
-        if 300 <= response.status < 400:
-            raise StoreUntrusted(f"{where} redirects to another place ({response.status})")
-        if part is not None and response.status == 200:
-            raise StoreRefused(f"{where} gives no parts of an object, so that none can be resumed")
-        if response.status != (200 if part is None else 206):
-            raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
-        yield Body(response, peer=PEER, idle_seconds=settings.idle_seconds)
+            while at < end:
+                if learning is None or learning.done():
+                    learning = asyncio.create_task(self._learn(at, end))
+                async with begun as (piece, body):
+                    until = min(end, piece.end)
+                    async for claim in pieces.claims(body, piece, at, until, self.size):
+                        yield claim
+                at = until
+                begun = self.begun(at, end, tries=2)
+        finally:
+            if learning is not None:
+                learning.cancel()
+                await asyncio.gather(learning, return_exceptions=True)
+        if self.incoming is not None and self._known.offer is not None:
+            self.incoming.root = self._known.offer.root
 
+    async def _learn(self, at: int, end: int) -> None:
+        """Keep asking for what is not known, also while the piece before it comes: the upload
+        goes on as long as somebody asks. What goes wrong is told by who needs the piece."""
+        with suppress(TunnelSyncError):
+            while at < end:
+                at = (await self._reached(at)).end
 
-def _why(status: int) -> str:
-    return {403: ": the address has expired or is not allowed", 404: ": no such object"}.get(
-        status, ""
-    )
-
-
-@contextmanager
-def _not_begun() -> Iterator[None]:
-    """Before the first byte, a store that breaks off or stalls is one that does not answer."""
-    try:
-        yield
-    except (BrokenOff, Stalled) as exc:
-        raise StoreUnavailable(exc.message) from None
-
-
-async def _claims(
-    body: Body | None, digests: Sequence[bytes], start: int, end: int, size_bytes: int
-) -> AsyncGenerator[Claimed, None]:
-    """Cut the body, which is that from ``start`` to ``end``, into blocks; `BrokenOff` if it ends
-    early."""
-    if body is None:
-        return
-    rest = b""
-    for index in range(start // BLOCK_BYTES, frames.block_count(end)):
-        want = min(BLOCK_BYTES, size_bytes - index * BLOCK_BYTES)
-        parts: list[bytes] = []
-        while want:
-            data = rest or await body.read()
-            if not data:
-                raise BrokenOff(f"{PEER} sent less than the {size_bytes} bytes announced")
-            parts.append(data[:want])
-            rest = data[want:]
-            want -= len(parts[-1])
-        yield Claimed(index, tuple(parts), digests[index])
-    if rest or await body.read():
-        raise VerificationFailed(f"{PEER} sent more than the {size_bytes} bytes announced")
+    async def _reached(self, at: int) -> Piece:
+        if found := self._known.find(at, self._etag):
+            return found
+        async with self._asking:  # what is asked for already may bring it
+            return self._known.find(at, self._etag) or await self._known.ask(at, self._etag)

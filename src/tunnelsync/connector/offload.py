@@ -1,7 +1,8 @@
 """Mode offload: the dataset goes into the store, once for all who want the same version.
 
 An upload belongs to no single request: it has its own descriptor, goes on while anybody waits
-for it, and is cancelled when the last one leaves.
+for it, and is cancelled when the last one leaves. A large dataset goes there as segments, for
+clients that take them: see ``flight.py``.
 """
 
 from __future__ import annotations
@@ -9,20 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tunnelsync import wire
+from tunnelsync import frames, wire
+from tunnelsync.connector.flight import Flight
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.connector.stream import Report, require_match
 from tunnelsync.connector.upload import Upload
-from tunnelsync.errors import DatasetChanged, StoreNotConfigured, TunnelSyncError
+from tunnelsync.errors import (
+    DatasetChanged,
+    StoreNotConfigured,
+    TransferGone,
+    TunnelSyncError,
+)
 from tunnelsync.identity import Mac
 from tunnelsync.objects import Stored
 from tunnelsync.protocol import GetDatasetAuto, GetDatasetOffload, OffloadAnswer, printable
+from tunnelsync.segments import SegmentsAnswer
 from tunnelsync.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tunnelsync.connector")
 
 CLOCK_SECONDS = 1.0  # some stores tell times to the second alone
+Key = tuple[str, str]
+"""Name and etag: what is uploaded once."""
 
 
 class Offload:
@@ -57,8 +66,9 @@ class Offload:
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._store: Store | None = None
-        self._flights: dict[tuple[str, str], _Flight] = {}
-        self._tasks: set[asyncio.Task[Stored]] = set()
+        self._wholes: dict[Key, _Whole] = {}
+        self._flights: dict[Key, Flight] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._started = time.monotonic()
         self._tidying: asyncio.Task[None] | None = None
 
@@ -73,6 +83,8 @@ class Offload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for flight in list(self._flights.values()):
+            self._end(flight)
         ending = [*self._tasks, *([self._tidying] if self._tidying else [])]
         for task in ending:
             task.cancel()
@@ -90,8 +102,91 @@ class Offload:
         if not self.configured:
             raise StoreNotConfigured("this connector has no store")
         require_match(command.conditions, source)
+        answer: OffloadAnswer | SegmentsAnswer | None = None
+        large = source.size > self._settings.segments_from_bytes
+        if large and command.segments_from is not None and self._key(source) not in self._wholes:
+            answer = await self._in_segments(source, command.segments_from, report)
+        answer = answer or await self._whole(source, report)
+        await self._upload.answer(command.request_id, wire.dumps(answer))
+
+    # --- as segments ----------------------------------------------------------------------
+
+    async def _in_segments(
+        self, source: Source, offset: int, report: Report
+    ) -> SegmentsAnswer | None:
+        """Return the segments from a byte on, once there are any; None for a single object."""
+        key = self._key(source)
+        flight = self._flight(key)
+        try:
+            cuts = await flight.reached(offset, report)
+        except TransferGone:
+            flight = self._flight(key)  # another request has found that a segment is gone
+            cuts = await flight.reached(offset, report)
+        if flight.pipeline and cuts and not await flight.pipeline.stands(cuts[0]):
+            # Somebody has removed it. What else there is of it is not worth a look.
+            self._end(flight)
+            flight = self._flights.get(key) or self._begin(key, anew=True)
+            cuts = await flight.reached(offset, report)
+        pipeline = flight.pipeline
+        if pipeline is None:
+            return None
+        packed = pipeline.shelf.packed
+        return SegmentsAnswer(
+            segments=await pipeline.signed(cuts),
+            dataset=source.name,
+            size=source.size,
+            etag=source.etag,
+            modified_ns=source.mtime_ns,
+            expires_seconds=pipeline.expires_seconds,
+            root=frames.root([bytes(packed)]) if pipeline.shelf.whole else None,
+            reused=pipeline.reused,
+        )
+
+    def _flight(self, key: Key) -> Flight:
+        """Join the flight of this version, or begin one; what it knows holds for a while only."""
+        flight = self._flights.get(key)
+        if flight and not flight.failed:
+            known_seconds = asyncio.get_running_loop().time() - flight.began_at
+            if not flight.task.done() or known_seconds < self._settings.url_lifetime_seconds:
+                return flight
+        return self._begin(key, anew=False)
+
+    def _begin(self, key: Key, *, anew: bool) -> Flight:
+        async def fill(flight: Flight) -> None:
+            async with await self._opened_as(*key) as source:
+                store = await self._opened()
+                flight.pipeline = await store.pipeline(self._mac, source, anew=anew)
+                flight.tell()
+                if flight.pipeline and not flight.pipeline.shelf.whole:
+                    todo = flight.pipeline, source, flight.wanted, flight.tell, flight.progress
+                    await store.fill(*todo)
+
+        flight = self._flights[key] = Flight(fill, self._idle)
+        self._own(flight.task)
+        return flight
+
+    def _idle(self, flight: Flight) -> None:
+        """Let a flight go on for a while for nobody."""
+        if flight not in self._flights.values():
+            return
+        loop, settings = asyncio.get_running_loop(), self._settings
+        flight.timer = loop.call_later(settings.linger_seconds, self._end, flight)
+        lingering = [one for one in self._flights.values() if one.timer]
+        if len(lingering) > max(1, settings.lingering):
+            self._end(min(lingering, key=lambda one: one.idle_at))
+
+    def _end(self, flight: Flight) -> None:
+        """End a flight; what it has not finished it removes."""
+        if flight.timer:
+            flight.timer.cancel()
+        self._flights = {key: one for key, one in self._flights.items() if one is not flight}
+        flight.task.cancel()
+
+    # --- as one object --------------------------------------------------------------------
+
+    async def _whole(self, source: Source, report: Report) -> OffloadAnswer:
         stored = await self._stored(source, report)
-        answer = OffloadAnswer(
+        return OffloadAnswer(
             download_url=stored.download_url,
             blocks_url=stored.blocks_url,
             dataset=source.name,
@@ -103,47 +198,60 @@ class Offload:
             expires_seconds=stored.expires_seconds,
             reused=stored.reused,
         )
-        await self._upload.answer(command.request_id, wire.dumps(answer))
 
     async def _stored(self, source: Source, report: Report) -> Stored:
         """Join the upload of this version that is under way, or begin it."""
-        key = source.name, source.etag
-        flight = self._flights.get(key)
-        if flight is None or flight.task.done():
-            flight = self._flights[key] = self._begin(key)
-        flight.reports.append(report)
+        key = self._key(source)
+        if flight := self._flights.get(key):
+            # Its segments make the object, and the dataset is not sent twice.
+            with suppress(TunnelSyncError):
+                await flight.whole(report)
+        whole = self._wholes.get(key)
+        if whole is None or whole.task.done():
+            whole = self._wholes[key] = self._begin_whole(key)
+        whole.reports.append(report)
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(whole.task)
         finally:
-            flight.reports.remove(report)
-            if not flight.reports:
-                flight.task.cancel()
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
+            whole.reports.remove(report)
+            if not whole.reports:
+                whole.task.cancel()
+                if self._wholes.get(key) is whole:
+                    del self._wholes[key]
 
-    def _begin(self, key: tuple[str, str]) -> _Flight:
+    def _begin_whole(self, key: Key) -> _Whole:
         reports: list[Report] = []
 
         def progress(done: int) -> None:
             for report in reports:
                 report("uploading", done)
 
-        task = asyncio.create_task(self._offer(*key, progress))
+        async def offer() -> Stored:
+            async with await self._opened_as(*key) as source:
+                store = await self._opened()
+                return await store.offer(self._mac, source, progress)
+
+        task = asyncio.create_task(offer())
+        self._own(task)
+        task.add_done_callback(_seen)
+        return _Whole(task, reports)
+
+    # --- what both need -------------------------------------------------------------------
+
+    def _key(self, source: Source) -> Key:
+        return source.name, source.etag
+
+    def _own(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
-        task.add_done_callback(self._landed)
-        return _Flight(task, reports)
+        task.add_done_callback(self._tasks.discard)
 
-    def _landed(self, task: asyncio.Task[Stored]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waits has it; nobody may
-
-    async def _offer(self, name: str, etag: str, progress: Callable[[int], None]) -> Stored:
-        async with await self._root.open(name) as source:
-            if source.etag != etag:
-                raise DatasetChanged(f"{printable(name)} changed before its upload began")
-            store = await self._opened()
-            return await store.offer(self._mac, source, progress)
+    async def _opened_as(self, name: str, etag: str) -> Source:
+        """Open a dataset once more, if it is still this version of it."""
+        source = await self._root.open(name)
+        if source.etag != etag:
+            await source.close()
+            raise DatasetChanged(f"{printable(name)} changed before its upload began")
+        return source
 
     async def _tidy(self) -> None:
         """Abort the uploads of this MAC that are older than this process.
@@ -180,9 +288,14 @@ class Offload:
             return self._store
 
 
-class _Flight:
+class _Whole:
     """An upload under way, and who is told of its progress: one for each that waits."""
 
     def __init__(self, task: asyncio.Task[Stored], reports: list[Report]) -> None:
         self.task = task
         self.reports = reports
+
+
+def _seen(task: asyncio.Task[Stored]) -> None:
+    if not task.cancelled():
+        task.exception()  # whoever waits has it; nobody may

@@ -52,6 +52,7 @@ class Asked:
     length: int | None = None
     accept: tuple[str, ...] = ()
     conditions: Conditions = field(default_factory=Conditions)
+    segments_from: int | None = None
 
 
 async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
@@ -77,9 +78,16 @@ async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
             said.length,
             accept,
             Conditions(if_match=match),
+            said.segments_from,
         )
-    part = _range_of(said.offset, said.length)
-    return Asked(mac, dataset, accept=accept, conditions=Conditions(range=part, if_match=match))
+    conditions = Conditions(range=_range_of(said.offset, said.length), if_match=match)
+    return Asked(
+        mac,
+        dataset,
+        accept=accept,
+        conditions=conditions,
+        segments_from=said.segments_from,
+    )
 
 
 @contextmanager

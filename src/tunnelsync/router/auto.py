@@ -32,6 +32,7 @@ async def request_auto(request: web.Request) -> web.StreamResponse:
             offset=asked.offset,
             length=asked.length,
             conditions=asked.conditions,
+            segments_from=asked.segments_from,
         )
 
     async def deliver(request: web.Request, transfer: Transfer, reply: Reply) -> web.StreamResponse:

@@ -5,6 +5,7 @@ was configured with, together with that store's origin.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
 
@@ -17,6 +18,7 @@ from tunnelsync.router.context import ROUTER, Router
 from tunnelsync.router.relay import send_whole
 from tunnelsync.router.said import Reply, ResultBody
 from tunnelsync.router.transfer import Transfer
+from tunnelsync.segments import SegmentsAnswer
 
 
 async def request_offload(request: web.Request) -> web.StreamResponse:
@@ -27,7 +29,9 @@ async def request_offload(request: web.Request) -> web.StreamResponse:
     asked = await asked_in(request, whole=True)
 
     def command(request_id: str) -> protocol.Command:
-        return protocol.GetDatasetOffload(request_id, asked.dataset, asked.conditions)
+        return protocol.GetDatasetOffload(
+            request_id, asked.dataset, asked.conditions, segments_from=asked.segments_from
+        )
 
     async def deliver(request: web.Request, transfer: Transfer, body: Reply) -> web.StreamResponse:
         if not isinstance(body, ResultBody):
@@ -41,7 +45,7 @@ async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> 
     """Check where a connector wants to send the client, and pass it on."""
     router = request.app[ROUTER]
     try:
-        offered = wire.decode(OffloadAnswer, wire.loads(body.joined()))
+        offered = _understood(wire.loads(body.joined()))
     except BadRequest as error:
         message = f"the answer of connector {transfer.mac} is not understood: {error.message}"
         raise ProtocolError(message) from None
@@ -52,8 +56,21 @@ async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> 
     return await send_whole(transfer, request, whole, router.settings)
 
 
-def _checked(router: Router, transfer: Transfer, offered: OffloadAnswer) -> OffloadAnswer:
-    for url in (offered.download_url, offered.blocks_url):
+def _understood(value: dict[str, Any]) -> OffloadAnswer | SegmentsAnswer:
+    """Return what a connector answered: one object, or segments."""
+    if "segments" in value:
+        return wire.decode(SegmentsAnswer, value)
+    return wire.decode(OffloadAnswer, value)
+
+
+def _checked(
+    router: Router, transfer: Transfer, offered: OffloadAnswer | SegmentsAnswer
+) -> OffloadAnswer | SegmentsAnswer:
+    if isinstance(offered, SegmentsAnswer):
+        urls = [one.download_url for one in offered.segments]
+    else:
+        urls = [offered.download_url, offered.blocks_url]
+    for url in urls:
         try:
             found = origin(url)
         except Exception as error:

@@ -1,0 +1,190 @@
+"""Mode offload in segments, with a played router and store: no lie of either reaches the target."""
+
+import asyncio
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from played_router import MAC, MODIFIED_NS, content, digests_of, json, played
+from tunnelsync import frames
+from tunnelsync.client import TunnelSync
+from tunnelsync.errors import (
+    BrokenOff,
+    DatasetChanged,
+    ProtocolError,
+    StoreUntrusted,
+    TunnelSyncError,
+    VerificationFailed,
+)
+from tunnelsync.frames import BLOCK_BYTES
+from tunnelsync.protocol import Mode
+from tunnelsync.settings import ClientSettings
+
+DATA = content(6 * BLOCK_BYTES + 9)
+STEP = 2 * BLOCK_BYTES
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Line:
+    """A store of segments, and a router that tells of one in each answer."""
+
+    def __init__(self, change: Change = dict, data: Callable[[int, bytes], bytes] | None = None):
+        self.change = change
+        self.data = data or (lambda _, data: data)
+        self.url = ""
+        self.asked: list[int] = []
+        self.got: list[int] = []
+        self.ranges: list[str] = []
+        self.refuse: dict[int, int] = {}
+        self.held: dict[int, asyncio.Event] = {}
+        self.had: dict[int, asyncio.Event] = {}
+
+    async def store(self, request: web.BaseRequest) -> web.StreamResponse:
+        at = int(request.path[1:])
+        self.got.append(at)
+        if at in self.had:
+            self.had[at].set()
+        if self.refuse.get(at, 0) > 0:
+            self.refuse[at] -= 1
+            return web.Response(status=403)
+        body = self.data(at, DATA[at : at + STEP])
+        if (part := request.headers.get("Range")) is None:
+            return web.Response(body=body)
+        self.ranges.append(part)
+        first, last = map(int, part.removeprefix("bytes=").split("-"))
+        return web.Response(status=206, body=body[first : last + 1])
+
+    async def router(self, request: web.BaseRequest) -> web.StreamResponse:
+        said = orjson.loads(await request.read())
+        at = said["segments_from"] // STEP * STEP
+        assert said.get("if_match") == ("v1" if self.asked else None)
+        self.asked.append(said["segments_from"])
+        if at in self.held:
+            await self.held[at].wait()
+        part = DATA[at : at + STEP]
+        segment = {
+            "offset": at,
+            "length": len(part),
+            "download_url": f"{self.url}/{at}?X-Amz-Signature=geheim",
+            "blocks": base64.b64encode(b"".join(digests_of(part))).decode(),
+        }
+        answer = {
+            "segments": [segment],
+            "dataset": "d",
+            "size": len(DATA),
+            "etag": "v1",
+            "modified_ns": MODIFIED_NS,
+            "expires_seconds": 60,
+            "store_origins": [self.url],
+        }
+        if at + STEP >= len(DATA):
+            answer["root"] = frames.root(digests_of(DATA))
+        return json(self.change(answer))
+
+    async def fetch(self, target: Path, **settings: Any) -> Any:
+        async with played(self.store) as self.url, played(self.router) as router:
+            chosen = ClientSettings(router=router, **{"retry_for_seconds": 0.0, **settings})
+            async with TunnelSync(settings=chosen) as ts:
+                return await ts.fetch(MAC, "d", target, mode=Mode.OFFLOAD)
+
+
+async def test_each_segment_is_asked_for_and_got_once(tmp_path: Path) -> None:
+    line = Line()
+    fetched = await line.fetch(tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert line.asked == line.got == [0, STEP, 2 * STEP, 3 * STEP]
+    assert (fetched.repaired_blocks, fetched.retries) == (0, 0)
+
+
+async def test_what_is_known_is_got_while_the_next_is_not_there_yet(tmp_path: Path) -> None:
+    line, event = Line(), asyncio.Event()
+    line.had[STEP] = line.held[2 * STEP] = event
+    async with asyncio.timeout(20):
+        await line.fetch(tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == DATA
+
+
+async def test_several_streams_bring_parts_of_segments(tmp_path: Path) -> None:
+    line = Line()
+    await line.fetch(tmp_path / "d", parallel=5, parallel_least_bytes=BLOCK_BYTES)
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert len(line.asked) <= 8
+    assert line.ranges
+
+
+async def test_an_address_that_has_expired_is_asked_for_again(tmp_path: Path) -> None:
+    line = Line()
+    line.refuse = {2 * STEP: 1}
+    await line.fetch(tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert line.asked.count(2 * STEP) == 2
+
+
+def later(**members: Any) -> Change:
+    """Change the members of every answer but the first."""
+    return lambda answer: answer if answer["segments"][0]["offset"] == 0 else answer | members
+
+
+def segment(**members: Any) -> Change:
+    """Change the segment of every answer but the first."""
+
+    def change(answer: dict[str, Any]) -> dict[str, Any]:
+        (one,) = answer["segments"]
+        return answer | {"segments": [one | members]} if one["offset"] else answer
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (segment(download_url="http://127.0.0.2:9/x?geheim"), StoreUntrusted),
+        (segment(download_url="http://169.254.169.254/x?geheim"), StoreUntrusted),
+        (segment(offset=BLOCK_BYTES), ProtocolError),
+        (segment(offset=100 * STEP), ProtocolError),
+        (segment(offset=0), ProtocolError),
+        (segment(length=STEP + BLOCK_BYTES), ProtocolError),
+        (segment(blocks=""), ProtocolError),
+        (segment(blocks=base64.b64encode(bytes(64)).decode()), VerificationFailed),
+        (later(segments=[]), ProtocolError),
+        (later(segments=[{}]), ProtocolError),
+        (later(etag="v2"), DatasetChanged),
+        (later(root=frames.root([])), DatasetChanged),
+        (later(size=-1), ProtocolError),
+        (later(size=2**62), ProtocolError),
+    ],
+)
+async def test_an_answer_that_is_not_right_is_refused(
+    tmp_path: Path, change: Change, error: type[TunnelSyncError]
+) -> None:
+    line = Line(change)
+    with pytest.raises(error) as caught:
+        await line.fetch(tmp_path / "d")
+    assert type(caught.value) is error
+    assert "geheim" not in caught.value.message + caught.value.hint
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (lambda data: data[:-1], BrokenOff),
+        (lambda data: data + b"x", VerificationFailed),
+        (lambda data: b"X" + data[1:], VerificationFailed),
+        (lambda _: b"", BrokenOff),
+    ],
+    ids=["short", "long", "altered", "empty"],
+)
+async def test_a_segment_that_is_not_right_is_found(
+    tmp_path: Path, wrong: Callable[[bytes], bytes], error: type[TunnelSyncError]
+) -> None:
+    line = Line(data=lambda at, data: wrong(data) if at == STEP else data)
+    with pytest.raises(error) as caught:
+        await line.fetch(tmp_path / "d", repairs=1)
+    assert type(caught.value) is error
+    assert not (tmp_path / "d").exists()
