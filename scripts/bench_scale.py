@@ -33,7 +33,7 @@ OUTPUT, QUICK_OUTPUT = Path("docs/benchmarks/scale.json"), Path("build/bench/sca
 @click.option("--quick", is_flag=True, help="a small variant, which judges nothing")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="file of the figures")
 @click.option("--folder", type=click.Path(path_type=Path, exists=True), help="for all files")
-@click.option("--markdown", "as_markdown", is_flag=True, help="print the table for the docs, too")
+@click.option("--markdown", "as_markdown", is_flag=True, help="only print the file for the docs")
 def main(
     only: tuple[str, ...],
     quick: bool,
@@ -59,6 +59,9 @@ def main(
     document: dict[str, Any] = {"parts": {}}
     if path.exists():
         document = json.loads(path.read_text())
+    if as_markdown:
+        sys.stdout.write(_for_the_docs(document))
+        return
     figures: list[Figure] = []
     try:
         for part in only or PARTS:
@@ -75,8 +78,6 @@ def main(
         console.print(f"error: {error}", markup=False)
         sys.exit(1)
     console.print(table(figures))
-    if as_markdown:
-        sys.stdout.write(markdown(figures))
     console.print(f"written: {path}", markup=False, highlight=False)
 
 
@@ -85,6 +86,27 @@ def _stop(number: int, _: object) -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+def _for_the_docs(document: dict[str, Any]) -> str:
+    """Return the table of a file, and where each part comes from."""
+    parts = {part: document["parts"][part] for part in PARTS if part in document["parts"]}
+    figures = []
+    for one in parts.values():
+        kept = [{key: figure[key] for key in figure if key != "met"} for figure in one["figures"]]
+        figures += [Figure(**figure) for figure in kept]
+    told = []
+    for part, one in parts.items():
+        facts = one["machine"]
+        start, end = facts["load_average_at_start"][0], facts["load_average_at_end"][0]
+        told.append(
+            f"{part}: {facts['date']}, load average {start:.1f} to {end:.1f}, nice {facts['nice']}"
+        )
+    facts = next(iter(parts.values()))["machine"]
+    kernel = ".".join(facts["kernel"].split(".")[:2])
+    machine = f"{facts['cores_usable']} cores, {facts['cpu']}, Linux {kernel}"
+    versions = f"Python {facts['python']}, aiohttp {facts['libraries']['aiohttp']}"
+    return f"{markdown(figures)}\n{machine}; {versions}.\n" + ";\n".join(told) + ".\n"
 
 
 def _measured(

@@ -30,8 +30,8 @@ PURE = (
     "wire",
 )
 LINES = 320
-TABLES = {"errors.py": 440, "protocol.py": 480}
-"""Lists that are read in one piece: each error, each message."""
+TABLES = {"errors.py": 440, "protocol.py": 480, "settings.py": 340}
+"""Lists that are read in one piece: each error, each message, each setting."""
 PROCESS_WIDE = {
     "os": {"environ", "environb", "getenv", "putenv", "_exit", "abort"},
     "sys": {"argv", "exit", "stdin", "stdout", "stderr"},

@@ -18,6 +18,7 @@ from typing import Any
 READ_BYTES = 256 * 1024
 TICK_SECONDS = 0.02
 """How often a paced reader takes its part."""
+BLOCK_BYTES = 4 * 2**20
 GIVE_UP_SECONDS = 60.0
 """Without a byte for any of them."""
 
@@ -27,6 +28,7 @@ class Reader:
     """One stream: how many bytes of its answer came, head and all, and how many will."""
 
     link: socket.socket
+    began: float
     head: bytearray = field(default_factory=bytearray)
     body_bytes: int = 0
     length: int | None = None
@@ -60,7 +62,12 @@ class Group:
         self.began = time.monotonic()
         self.seconds = seconds
         self.until = float("inf")
-        self.readers = [Reader(_asked(port, path)) for path in paths]
+        self.readers = []
+        for path in paths:
+            self.readers.append(Reader(_asked(port, path), time.monotonic()))
+            if rate_bytes:
+                # So that they do not all come to the end of a block at one moment.
+                time.sleep(BLOCK_BYTES / rate_bytes / len(paths))
         self.open = selectors.DefaultSelector()
         for one in self.readers:
             self.open.register(one.link, selectors.EVENT_READ, one)
@@ -97,7 +104,7 @@ class Group:
         """Take what the rate allows by now; return how many bytes."""
         taken = 0
         while not one.over:
-            due = (now - self.began) * self.rate_bytes - one.body_bytes
+            due = (now - one.began) * self.rate_bytes - one.body_bytes
             if one.length is not None and due < 1:
                 break
             count = self._take(one, max(1, int(due)))

@@ -160,6 +160,7 @@ class ConnectorSettings:
     queue_wait_seconds: float = _setting(600.0, "then 503, so that nobody waits for ever")
     pool: int = _setting(100, "HTTP connections to the router: two for each place")
     threads: int = _setting(8, "for reading files; a disk gains little from more")
+    open_threads: int = _setting(8, "for opening them, which does not wait for others' blocks")
     heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")
     connect_seconds: float = _setting(10.0, "a router that does not answer by then is down")
     stall_seconds: float = _setting(

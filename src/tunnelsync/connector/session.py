@@ -85,9 +85,12 @@ async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
     async with AsyncExitStack() as stack:
         executor = ThreadPoolExecutor(settings.threads, "tunnelsync-files")
         stack.callback(executor.shutdown, wait=False)  # what waits there are closes
+        opener = ThreadPoolExecutor(settings.open_threads, "tunnelsync-open")
+        stack.callback(opener.shutdown, wait=False)
         root = Root(
             settings.root,
             executor,
+            opener,
             list_entries=settings.list_entries,
             folder_entries=settings.folder_entries,
         )

@@ -67,7 +67,12 @@ class Source:
     """
 
     def __init__(
-        self, name: str, file: FileIO, found: os.stat_result, executor: ThreadPoolExecutor
+        self,
+        name: str,
+        file: FileIO,
+        found: os.stat_result,
+        executor: ThreadPoolExecutor,
+        opener: ThreadPoolExecutor,
     ) -> None:
         self.name = name
         self.size, self.mtime_ns, self.ctime_ns = (
@@ -79,6 +84,7 @@ class Source:
         self._file = file
         self._whole: Block | None = None
         self._executor = executor
+        self._opener = opener
         self._reading = threading.Lock()  # close waits for a read whose caller was cancelled
 
     async def block(self, offset: int, length: int) -> Block:
@@ -192,7 +198,8 @@ class Source:
         """Close the descriptor, once a running read has ended; cancelling does not stop it."""
         if self._whole is not None:
             return  # it is closed
-        job = self._executor.submit(self._close)
+        # Behind a read that hangs, it is not to keep others from being opened.
+        job = (self._executor if self._reading.locked() else self._opener).submit(self._close)
         await asyncio.shield(asyncio.wrap_future(job))
 
     def _close(self) -> None:
@@ -209,6 +216,7 @@ class Source:
 class Root:
     """The folder whose regular files are the datasets, held by a descriptor.
 
+    ``opener`` opens and closes, so that this never waits for the blocks that ``executor`` reads;
     ``list_entries`` bounds a page, ``folder_entries`` a folder that is sorted. Raises
     `BadSetting` if ``path`` is not a folder that can be read.
     """
@@ -217,6 +225,7 @@ class Root:
         self,
         path: str | os.PathLike[str],
         executor: ThreadPoolExecutor,
+        opener: ThreadPoolExecutor | None = None,
         *,
         list_entries: int,
         folder_entries: int,
@@ -228,6 +237,7 @@ class Root:
             why = exc.strerror if isinstance(exc, OSError) else str(exc)
             raise BadSetting(f"root {printable(os.fspath(path))} cannot be read: {why}") from exc
         self._executor = executor
+        self._opener = opener or executor
         self._list_entries = list_entries
         self._folder_entries = folder_entries
         self._jail = jail or jail_here(self._fd)
@@ -241,7 +251,7 @@ class Root:
         """
         check_name(name)
         # Not aiofiles.open: cancelled, it would leave the descriptor to nobody.
-        job = self._executor.submit(self._open_dataset, name, at_once_bytes)
+        job = self._opener.submit(self._open_dataset, name, at_once_bytes)
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
@@ -257,7 +267,7 @@ class Root:
         except BaseException:
             os.close(fd)
             raise
-        source = Source(name, file, found, self._executor)
+        source = Source(name, file, found, self._executor, self._opener)
         if 0 < source.size <= at_once_bytes:
             source._hold()
         return source

@@ -43,38 +43,6 @@ class Transfer:
     Thousands are kept for their receipts, so at its end it lets go of all but what those tell.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cleanups",
-        "_ended_at",
-        "_etag",
-        "_first_byte",
-        "_loop",
-        "_on_end",
-        "_reply",
-        "_root",
-        "_settings",
-        "_size",
-        "_started",
-        "_started_unix",
-        "chunks",
-        "command",
-        "connector_knows",
-        "dataset",
-        "deadline",
-        "ended",
-        "error",
-        "mac",
-        "mode",
-        "mode_used",
-        "outcome",
-        "progress",
-        "request_id",
-        "said",
-        "state",
-        "written",
-    )
-
     def __init__(
         self,
         command: protocol.Command,
