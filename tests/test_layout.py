@@ -45,6 +45,8 @@ def name_of(path: Path) -> str:
 def part_of(path: Path) -> str:
     """The role that a file belongs to, ``cli``, or ``""`` for the files at the top."""
     folder = path.relative_to(SRC).parts[0]
+    if folder == "__main__.py":
+        return "cli"  # its door
     return folder if (SRC / folder).is_dir() else ""
 
 

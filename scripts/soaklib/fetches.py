@@ -185,7 +185,9 @@ class Slot:
         figures.transfers += 1
         sent = signal.SIGKILL in run.signals and code == -signal.SIGKILL
         figures.codes["killed" if sent else str(code)] += 1
-        good = GOOD_CODES | ({130} if signal.SIGINT in run.signals else set())
+        # By the signal itself while Python is not up yet, or already on its way out.
+        ended = {130, -signal.SIGINT} if signal.SIGINT in run.signals else set()
+        good = GOOD_CODES | ended
         if not sent and code not in good:
             text = (self._stage.folder / f"{self.name}.log").read_text(errors="backslashreplace")
             self._tally.problem(Wrong.CODE, f"{run.job.way}: {code}\n{text}")

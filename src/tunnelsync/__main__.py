@@ -1,5 +1,19 @@
 """``python -m tunnelsync`` is the same as the ``tunnelsync`` command."""
 
-from tunnelsync.cli import main
+import signal
 
-main()
+
+def run() -> None:
+    """Run the command line; Ctrl-C is no traceback while it is imported, and nothing at its end."""
+    try:
+        from tunnelsync.cli import main
+
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    run()
