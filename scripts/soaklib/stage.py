@@ -178,6 +178,8 @@ class Stage:
         """Look for what only a defect writes; the log of the store is not ours."""
         if self.store is not None and child is self.store.child:
             return
+        if child.process.poll() == -signal.SIGINT:
+            return  # Ctrl-C while Python itself was not up yet: what it says then is its own
         whole = child.log.read_text(errors="backslashreplace")
         judged, self._judged[child.process.pid] = self._judged.get(child.process.pid, 0), len(whole)
         text = whole[judged:]

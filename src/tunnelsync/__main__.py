@@ -4,7 +4,7 @@ import signal
 
 
 def run() -> None:
-    """Run the command line; Ctrl-C is no traceback while it is imported, and nothing at its end."""
+    """Run the command line; Ctrl-C is no traceback while it is imported, nor at its end."""
     try:
         from tunnelsync.cli import main
 
@@ -12,7 +12,7 @@ def run() -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """The link over a connector's socket: what it says, in which order, and what it costs when idle."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from aiohttp import ClientSession, web
 
 from tunnelsync.errors import RouterBusy
 from tunnelsync.protocol import Cancel
-from tunnelsync.router.channel import SPARE_MESSAGES, SocketLink
+from tunnelsync.router.channel import SPARE_MESSAGES, UNREAD_BYTES, SocketLink
 from tunnelsync.settings import RouterSettings
 
 SETTINGS = RouterSettings(command_queue=3)
@@ -107,6 +110,19 @@ async def test_pings_are_whole_frames_between_messages_and_no_task(
     assert await heard.get() == b""
     assert await heard.get() == b"hi"
     assert '"1"' in str(await heard.get())
+
+
+async def test_pongs_for_a_peer_that_does_not_read_are_bounded() -> None:
+    here, there = socket.socketpair()
+    with there:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=here)
+        request = SimpleNamespace(transport=transport)
+        link = SocketLink(web.WebSocketResponse(), cast(web.Request, request), SETTINGS)
+        for _ in range(50_000):
+            link.pong(b"x" * 125)
+        assert transport.get_write_buffer_size() <= UNREAD_BYTES + 127
+        transport.abort()
 
 
 async def test_who_was_heard_since_the_ping_stays_and_the_silent_one_is_cut_off(

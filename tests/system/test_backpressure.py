@@ -289,6 +289,25 @@ def test_l2_a_client_that_takes_nothing_of_a_buffered_answer_is_let_go(
         assert came < 40 * MIB
 
 
+def test_l2_what_such_a_client_was_to_get_is_not_kept_with_its_receipt(
+    system: System, tmp_path: Path
+) -> None:
+    router = system.router(idle_seconds=1)
+    system.connector()
+    make_file(tmp_path / "datasets" / "data", 40 * MIB)
+    asked = orjson.dumps({"mac": MAC, "dataset": "data"})
+    head = raw_http.head("POST", "/datasets/request-sync", {"Content-Length": str(len(asked))})
+    for _ in range(6):
+        before = router.line_count()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+            sock.connect(("127.0.0.1", router.port))
+            sock.sendall(head + asked)
+            router.wait_for_line(r"transfer \w+: buffer of .*: timed_out, .*stalled", after=before)
+    # As base64 each answer has 53 MiB.
+    assert rss_bytes(router) < 200 * MIB
+
+
 async def test_l2_a_router_that_takes_no_byte_is_left_and_costs_no_memory(system: System) -> None:
     """It answers where to go on, and reads nothing there either: the connector gives up."""
     source = system.tmp_path / "datasets" / "big"

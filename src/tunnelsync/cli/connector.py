@@ -25,5 +25,4 @@ def connector(log_level: str, **flags: Any) -> None:
     from tunnelsync.connector import session
 
     output.start_log(log_level)
-    running.serve_many()
     running.run(session.run(settings, store), terminated_code=0)

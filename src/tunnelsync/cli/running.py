@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from tunnelsync.cli.output import Interrupted
@@ -54,7 +55,8 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
 def serve_many() -> None:
     """Get this process ready for thousands of connections."""
     # The soft limit is 1024 in most places, for programs that use ``select``.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(ValueError, OSError):  # where the hard one is no limit that a soft one can have
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     gc.freeze()  # what is imported lives as long as the process
     gc.set_threshold(*GC_THRESHOLDS)

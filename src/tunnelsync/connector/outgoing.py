@@ -31,6 +31,9 @@ class HasFile(Protocol):
     def fileno(self) -> int:
         """Return its descriptor."""
 
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return some of it, read in a thread; both numbers in bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -148,11 +151,19 @@ class _FileWay:
         self._socket: socket.socket | None = None
 
     async def send(self, span: Span) -> None:
-        """Send a span. Raises `OSError` when the connection broke, or the file ended before."""
-        target, at, end = await self._emptied(), span.offset, span.offset + span.length
+        """Send a span; what the file cache does not hold is read in a thread, and copied.
+
+        Raises `OSError` when the connection broke, or the file ended before, and what `read` does.
+        """
+        at, end = span.offset, span.offset + span.length
+        target = await self._emptied()
         while at < end:
+            file = span.file.fileno()
+            if target is None or not (_cached(file, at) and _cached(file, end - 1)):
+                await self._writer.write(await span.file.read(at, end - at))
+                return
             try:
-                sent = os.sendfile(target.fileno(), span.file.fileno(), at, end - at)
+                sent = os.sendfile(target.fileno(), file, at, end - at)
             except BlockingIOError:
                 await _writable(target)
                 continue
@@ -166,11 +177,13 @@ class _FileWay:
         if self._socket is not None:
             self._socket.close()
 
-    async def _emptied(self) -> socket.socket:
-        """Return the socket, once what was written before has left us."""
+    async def _emptied(self) -> socket.socket | None:
+        """Return the socket, once what was written before has left us; None if it is not plain."""
         transport = self._writer.transport
         if transport is None:
             raise ConnectionResetError("the connection is gone")
+        if transport.get_extra_info("sslcontext") is not None:
+            return None
         self._writer.send_headers()  # which wait for the first bytes that go by way of aiohttp
         if transport.get_write_buffer_size():
             transport.set_write_buffer_limits(0)
@@ -180,6 +193,14 @@ class _FileWay:
             found = transport.get_extra_info("socket")
             self._socket = socket.socket(fileno=os.dup(found.fileno()))
         return self._socket
+
+
+def _cached(file: int, at: int) -> bool:
+    """Tell whether a byte can be had without waiting for the disk, or a server behind it."""
+    try:
+        return os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
 
 
 async def _writable(target: socket.socket) -> None:

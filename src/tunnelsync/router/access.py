@@ -67,7 +67,10 @@ class Access:
         if self._grants is None:
             headers = request.headers
             page = any(name in headers for name in FOREIGN)
-            if page or not _is_here(request.host):
+            # A proxy is asked for a whole address (RFC 9112, 3.2.2), which counts then.
+            whole = not request.raw_path.startswith("/")
+            here = is_loopback(request.url.host or "") if whole else _is_here(request.host)
+            if page or not here:
                 called = request.url.host or ""
                 whom = "web pages or proxies" if page else f"calls of it as {called[:256]!r}"
                 raise Forbidden(

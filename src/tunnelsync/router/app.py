@@ -116,6 +116,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except (TunnelSyncError, ConnectionError) as error:
+        # It is kept with the receipt, and its frames hold the answer, or what of it was on its way.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
         if STARTED in request:
             begun: web.StreamResponse = request[STARTED]
             return begun

@@ -30,6 +30,8 @@ log = logging.getLogger("tunnelsync.router")
 SPARE_MESSAGES = 64
 """Room in the queue for messages that are no commands: the welcome, faults, cancels."""
 PING = b"\x89\x00"
+UNREAD_BYTES = 64 * 1024
+"""A peer that leaves so much unread has no use for a pong, nor for a ping."""
 PONG = 0x8A
 """Frames of a server, which masks nothing (RFC 6455, 5.5). A transport takes each as a whole, so
 they need no turn among the messages: a ping costs no task, and waits for nobody."""
@@ -97,7 +99,9 @@ class SocketLink:
             self._transport.abort()
 
     def _put_frame(self, frame: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() <= UNREAD_BYTES:
             self._transport.write(frame)
 
     async def ended(self) -> None:

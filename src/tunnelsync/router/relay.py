@@ -45,11 +45,11 @@ async def start(
     status: int = 200,
     length: int,
     headers: Mapping[str, str],
+    here: bool,
 ) -> web.StreamResponse:
-    """Send the head of an answer whose body has so many bytes."""
-    response = (_Short if length <= SHORT_BYTES else web.StreamResponse)(
-        status=status, headers=headers
-    )
+    """Send the head of an answer whose body has so many bytes; its first ones may be ``here``."""
+    together = here and length <= SHORT_BYTES
+    response = (_Short if together else web.StreamResponse)(status=status, headers=headers)
     response.headers[protocol.H_REQUEST_ID] = transfer.request_id
     response.headers[protocol.H_MODE] = transfer.mode_used or transfer.mode
     response.content_length = length
@@ -63,7 +63,7 @@ async def send_whole(
 ) -> web.StreamResponse:
     """Answer with a result as it came, unparsed."""
     headers = {"Content-Type": "application/json"}
-    response = await start(transfer, request, length=body.size, headers=headers)
+    response = await start(transfer, request, length=body.size, headers=headers, here=True)
     async with (
         _never_clean_unless_whole(transfer, request, response, Coding.RAW),
         transfer.within(settings.idle_seconds, CLIENT_TAKES),
@@ -243,6 +243,8 @@ async def _break_off(
         transport.abort()
         return
     asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, transport.abort)
+    if isinstance(response, _Short):
+        await response.write(b"")  # its head, if that still waits for the first bytes
     if coding == Coding.BLOCKS and frames.position(transfer.chunks.taken).skip_bytes == 0:
         async with asyncio.timeout(LAST_WORDS_SECONDS):
             await response.write(frames.encode_failure(error))

@@ -76,7 +76,10 @@ async def answer(
         return refusal(transfer.dataset, init)
     headers = streamed_headers(transfer.dataset, init, coding)
     length = 0 if init.status == 304 else init.length
-    response = await start(transfer, request, status=init.status, length=length, headers=headers)
+    here = transfer.chunks.ready
+    response = await start(
+        transfer, request, status=init.status, length=length, headers=headers, here=here
+    )
     await relay(transfer, request, response, coding, settings)
     return response
 

@@ -1,0 +1,90 @@
+"""Spans of a file on their way out: by the kernel where its cache has them, else by a thread."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_writer import StreamWriter
+
+from played_router import content
+from tunnelsync.connector.outgoing import POSSIBLE, Span, _FileWay
+
+pytestmark = pytest.mark.skipif(not POSSIBLE, reason="files are sent by the kernel on Linux alone")
+SIZE = 1_000_000
+
+
+class File:
+    """An open file that remembers what was read of it in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self.reads: list[tuple[int, int]] = []
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    async def read(self, offset: int, length: int) -> bytes:
+        self.reads.append((offset, length))
+        data = await asyncio.to_thread(os.pread, self._descriptor, length, offset)
+        if len(data) < length:
+            raise OSError("it is too short")
+        return data
+
+    def evict(self) -> None:
+        """Have the system forget it, but for what is on the disk."""
+        os.fsync(self._descriptor)
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@asynccontextmanager
+async def way() -> AsyncIterator[tuple[_FileWay, socket.socket]]:
+    loop = asyncio.get_running_loop()
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    protocol = BaseProtocol(loop)
+    transport, _ = await loop.create_connection(lambda: protocol, sock=here)
+    made = _FileWay(StreamWriter(protocol, loop), lambda: None)
+    try:
+        yield made, there
+    finally:
+        made.close()
+        transport.close()
+        there.close()
+
+
+async def received(there: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        data += await asyncio.get_running_loop().sock_recv(there, size)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("evicted", [True, False])
+async def test_a_span_arrives_and_the_loop_never_reads_a_disk(
+    tmp_path: Path, evicted: bool
+) -> None:
+    (tmp_path / "data").write_bytes(data := content(SIZE))
+    file = File(tmp_path / "data")
+    assert os.pread(file.fileno(), SIZE, 0) == data  # so that the cache has it
+    if evicted:
+        file.evict()
+    async with way() as (made, there):
+        sent = asyncio.create_task(made.send(Span(file, 10, SIZE - 20)))
+        assert await received(there, SIZE - 20) == data[10:-10]
+        await sent
+    assert file.reads or not evicted
+    os.close(file.fileno())
+
+
+async def test_a_file_that_ends_before_the_span_breaks_the_connection(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(content(10))
+    file = File(tmp_path / "data")
+    async with way() as (made, _):
+        with pytest.raises(OSError, match=r"ended|short"):
+            await made.send(Span(file, 10, 10))
+    os.close(file.fileno())
