@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import orjson
@@ -43,7 +44,7 @@ from tunnelsync.protocol import Mode, OffloadAnswer
 from tunnelsync.settings import MIB, ClientSettings, StoreSettings
 
 BUCKET = "offload"
-PREFIXES = (f"test-{n}" for n in count())
+PREFIXES = (f"test-{token_hex(4)}-{n}" for n in count())
 MACS = (f"cc-28-aa-04-{n >> 8:02x}-{n & 255:02x}" for n in count())
 AUTO_BYTES = 2 * MIB
 SIZES = (0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 40 * MIB)
