@@ -70,7 +70,7 @@ class StoreSettings:
     answer_segments: int = _setting(64, "segments told in one answer; the client asks for the rest")
     answer_digests_bytes: int = _setting(MIB, "their digests in one answer, which takes 4 MiB")
     linger_seconds: float = _setting(
-        15.0, "an upload for nobody goes on so long: a client's next question is on its way"
+        120.0, "an upload for nobody goes on so long: its client may be on its way back"
     )
     lingering: int = _setting(50, "such uploads at once; the oldest of more is ended")
     parts_at_once: int = _setting(4, "fills a fast line without holding many windows")

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from tunnelsync import frames, objects, segments
+from tunnelsync.errors import StoreRefused, StoreUnavailable
 from tunnelsync.frames import DIGEST_BYTES
 from tunnelsync.objects import BLOCKS, DATA
 from tunnelsync.settings import StoreSettings
@@ -118,7 +119,7 @@ class Versions:
     async def compose(self, key: str, size_bytes: int, found: Found) -> bool:
         """Make the one object of a version out of its segments, inside the store.
 
-        False if one of them is not there: nothing has changed then.
+        False if one of them is not there, or the store cannot do it: nothing has changed then.
         """
         whole = found.set
         assert whole is not None
@@ -138,8 +139,8 @@ class Versions:
         data = {"Bucket": self._bucket, "Key": key + DATA}
         try:
             await self.multipart.upload(parts, before_end, data, ContentType=OCTETS)
-        except _Gone:
-            return False
+        except (_Gone, StoreRefused, StoreUnavailable):
+            return False  # a store that is away is told of by the upload that comes in its place
         return True
 
 

@@ -11,7 +11,6 @@ from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
     nullcontext,
-    suppress,
 )
 from typing import ClassVar
 
@@ -133,6 +132,8 @@ async def _brought(known: Known, part: Part, tries: int) -> AsyncIterator[Incomi
         yield incoming
 
 
+ASK_AGAIN_SECONDS = 1.0
+"""The pause before a question that failed is put again."""
 Begun = tuple[Piece, Body]
 """A piece, and the body of its download, whose first byte has come."""
 
@@ -190,11 +191,22 @@ class _Run:
             self.incoming.root = self._known.offer.root
 
     async def _learn(self, at: int, end: int) -> None:
-        """Keep asking for what is not known, also while the piece before it comes: the upload
-        goes on as long as somebody asks. What goes wrong is told by who needs the piece."""
-        with suppress(TunnelSyncError):
-            while at < end:
-                at = (await self._reached(at)).end
+        """Keep asking for what is not known, also while the piece before it comes, and at last
+        for the end: the upload goes on, and what it has put stays, as long as somebody asks.
+
+        What goes wrong is told by who needs the piece; what can pass is only asked again.
+        """
+        while True:
+            try:
+                while at < end:
+                    at = (await self._reached(at)).end
+                if self._known.offer is not None and self._known.offer.root is None:
+                    await self._known.ask(self.size, self._etag)
+            except TunnelSyncError as error:
+                if error.retry:
+                    await asyncio.sleep(error.retry_after_seconds or ASK_AGAIN_SECONDS)
+                    continue
+            return
 
     async def _reached(self, at: int) -> Piece:
         if found := self._known.find(at, self._etag):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tunnelsync.connector")
 
+SEGMENTED_BYTES = 4 * 1024**4  # beyond, a segment would be more than a store takes at once
 CLOCK_SECONDS = 1.0  # some stores tell times to the second alone
 Key = tuple[str, str]
 """Name and etag: what is uploaded once."""
@@ -103,7 +104,7 @@ class Offload:
             raise StoreNotConfigured("this connector has no store")
         require_match(command.conditions, source)
         answer: OffloadAnswer | SegmentsAnswer | None = None
-        large = source.size > self._settings.segments_from_bytes
+        large = self._settings.segments_from_bytes < source.size <= SEGMENTED_BYTES
         if large and command.segments_from is not None and self._key(source) not in self._wholes:
             answer = await self._in_segments(source, command.segments_from, report)
         answer = answer or await self._whole(source, report)
