@@ -5,9 +5,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 import raw_http
-from harness import MAC, System, make_file, sparse_file, wait_until
+from harness import MAC, Router, System, make_file, sparse_file, wait_until
 from held import HeldGet
 from played_connector import asking
 from played_connector_router import PlayedRouter, Stream, connected, served
@@ -266,20 +266,28 @@ async def test_p6_thousands_of_clients_leave_no_task_no_descriptor_and_no_memory
 # --- L2: peers that never read --------------------------------------------------------------------
 
 
+@contextmanager
+def let_go(router: Router) -> Iterator[socket.socket]:
+    """Ask for a buffered answer and take nothing of it, until the router has let go of it."""
+    asked = orjson.dumps({"mac": MAC, "dataset": "data"})
+    head = raw_http.head("POST", "/datasets/request-sync", {"Content-Length": str(len(asked))})
+    before = router.line_count()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+        sock.settimeout(30)
+        sock.connect(("127.0.0.1", router.port))
+        sock.sendall(head + asked)
+        router.wait_for_line(r"transfer \w+: buffer of .*: timed_out, .*stalled", after=before)
+        yield sock
+
+
 def test_l2_a_client_that_takes_nothing_of_a_buffered_answer_is_let_go(
     system: System, tmp_path: Path
 ) -> None:
     router = system.router(idle_seconds=1)
     system.connector()
     make_file(tmp_path / "datasets" / "data", 40 * MIB)
-    asked = orjson.dumps({"mac": MAC, "dataset": "data"})
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
-        sock.settimeout(30)
-        sock.connect(("127.0.0.1", router.port))
-        head = raw_http.head("POST", "/datasets/request-sync", {"Content-Length": str(len(asked))})
-        sock.sendall(head + asked)
-        router.wait_for_line(r"transfer \w+: buffer of .*: timed_out, .*stalled")
+    with let_go(router) as sock:
         metrics = raw_http.ask(router.url, "GET", "/metrics").body.decode()
         assert "tunnelsync_buffers_bytes 0.0\n" in metrics
         came = 0
@@ -295,15 +303,9 @@ def test_l2_what_such_a_client_was_to_get_is_not_kept_with_its_receipt(
     router = system.router(idle_seconds=1)
     system.connector()
     make_file(tmp_path / "datasets" / "data", 40 * MIB)
-    asked = orjson.dumps({"mac": MAC, "dataset": "data"})
-    head = raw_http.head("POST", "/datasets/request-sync", {"Content-Length": str(len(asked))})
     for _ in range(6):
-        before = router.line_count()
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
-            sock.connect(("127.0.0.1", router.port))
-            sock.sendall(head + asked)
-            router.wait_for_line(r"transfer \w+: buffer of .*: timed_out, .*stalled", after=before)
+        with let_go(router):
+            pass
     # As base64 each answer has 53 MiB.
     assert rss_bytes(router) < 200 * MIB
 
