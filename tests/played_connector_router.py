@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from tunnelsync import protocol, wire
+from tunnelsync import batch, protocol, wire
 from tunnelsync.connector import session
 from tunnelsync.errors import TransferGone, TunnelSyncError, WrongOffset
 from tunnelsync.protocol import Ack, Complete, Fault, Hello, Init, Progress, Welcome
@@ -59,6 +59,10 @@ class PlayedRouter:
         self.gone: set[str] = set()
         self.headers: list[dict[str, str]] = []
         self.zero_copy = True
+        self.batch_bytes = 0
+        self.batches: list[list[str]] = []
+        self.refuse_batches = 0
+        self.refuse_items: dict[str, int] = {}
 
     # --- what a test does -------------------------------------------------------------------
 
@@ -99,7 +103,7 @@ class PlayedRouter:
         hello = protocol.decode_from_connector((await ws.receive()).data)
         assert isinstance(hello, Hello)
         self.hellos.append(hello)
-        await ws.send_str(protocol.encode(Welcome(len(self.hellos))))
+        await ws.send_str(protocol.encode(Welcome(len(self.hellos), batch_bytes=self.batch_bytes)))
         self.sockets.put_nowait(ws)
         async for message in ws:
             self.heard.put_nowait(protocol.decode_from_connector(message.data))  # type: ignore[arg-type]
@@ -114,6 +118,25 @@ class PlayedRouter:
             self.results[request_id].append(orjson.loads(body))
             self.result_came.notify_all()
         return web.json_response({"status": "ok"})
+
+    async def on_batch(self, request: web.Request) -> web.Response:
+        items = list(batch.unpack(await request.read()))
+        self.batches.append([item.request_id for item, _ in items])
+        if self.refuse_batches:
+            return web.Response(status=self.refuse_batches, text="a proxy")
+        for item, body in items:
+            if item.request_id in self.refuse_items:
+                continue
+            if item.init is None:
+                async with self.result_came:
+                    self.results[item.request_id].append(orjson.loads(body))
+                    self.result_came.notify_all()
+            else:
+                assert item.complete is not None
+                stream = self.streams[item.request_id]
+                stream.init, stream.body = item.init, bytearray(body)
+                stream.closed_with(item.complete)
+        return web.json_response({"status": "ok", "refused": self.refuse_items})
 
     async def on_chunk(self, request: web.Request) -> web.StreamResponse:
         request_id = request.query["request_id"]
@@ -186,6 +209,7 @@ async def served(router: PlayedRouter, port: int = 0) -> AsyncIterator[PlayedRou
     app = web.Application()
     app.router.add_get("/connectors/ws", router.on_socket)
     app.router.add_post("/datasets/result", router.on_result)
+    app.router.add_post("/datasets/batch", router.on_batch)
     app.router.add_post("/datasets/stream/chunk", router.on_chunk)
     app.router.add_get("/datasets/stream/offset", router.on_offset)
     app.router.add_post("/datasets/stream/complete", router.on_complete)

@@ -16,6 +16,7 @@ FILES = sorted(SRC.rglob("*.py"))
 ROLES = ("router", "connector", "client")
 PURE = (
     "address",
+    "batch",
     "cli/bench_figures",
     "cli/bench_plan",
     "cli/bench_report",

@@ -159,11 +159,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The hello was accepted. ``epoch`` counts the sockets that this MAC has had."""
+    """The hello was accepted. ``epoch`` counts the sockets that this MAC has had; ``batch_bytes``
+    is the largest body of ``POST /datasets/batch``, 0 where there is none."""
 
     type: ClassVar[str] = "welcome"
     epoch: int
     protocol: int = VERSION
+    batch_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_hello_welcome_command_and_ack(
     router: PlayedRouter, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = settings_for(router, folder, mac="CC:28:AA:00:11:22", token=Secret("canary"))
+    settings = settings_for(
+        router, folder, mac="CC:28:AA:00:11:22", token=Secret("canary"), ack_delay_seconds=0.0
+    )
     async with connected(settings):
         ws = await router.socket()
         assert ws.ws_protocol == protocol.SUBPROTOCOL
@@ -109,7 +111,8 @@ async def test_L2_one_command_too_many_is_told_on_the_socket(
         return await plain(request)
 
     monkeypatch.setattr(router, "on_result", hold)
-    async with served(router), connected(settings_for(router, folder, commands=2)):
+    settings = settings_for(router, folder, commands=2, ack_delay_seconds=0.0)
+    async with served(router), connected(settings):
         ws = await router.socket()
         for request_id in ("r1", "r2", "r3"):
             await ws.send_str(protocol.encode(ListDatasets(request_id, "")))

@@ -21,6 +21,7 @@ from played_connector_router import (
 from tunnelsync import protocol
 from tunnelsync.connector.buffer import Buffer
 from tunnelsync.connector.offload import Offload
+from tunnelsync.connector.outbox import Outbox
 from tunnelsync.connector.source import Root
 from tunnelsync.connector.upload import Upload
 from tunnelsync.connector.worker import Job, Modes, Worker
@@ -75,12 +76,16 @@ class Gate:
 async def test_a_command_sent_twice_is_acked_twice_and_worked_once(
     router: PlayedRouter, folder: Path
 ) -> None:
-    async with connected(settings_for(router, folder)):
+    gate = Gate(router)
+    async with connected(settings_for(router, folder, ack_delay_seconds=0.0)):
         ws = await router.socket()
         for _ in range(2):
             await ws.send_str(protocol.encode(stream("r1")))
+            assert await router.heard_next(Ack) == Ack("r1")
         await ws.send_str(protocol.encode(stream("r2")))
-        assert [await router.heard_next(Ack) for _ in range(3)] == [Ack("r1"), Ack("r1"), Ack("r2")]
+        assert await router.heard_next(Ack) == Ack("r2")
+        for _ in range(4):
+            gate.go.release()
         await router.stream("r2")
         await router.stream("r1")
         await ws.send_str(protocol.encode(stream("r1")))
@@ -93,7 +98,7 @@ async def test_L7_the_51st_waits_in_order_and_a_cancelled_one_leaves_the_line(
     router: PlayedRouter, folder: Path
 ) -> None:
     gate = Gate(router)
-    async with connected(settings_for(router, folder)):
+    async with connected(settings_for(router, folder, ack_delay_seconds=0.0)):
         ws = await router.socket()
         for number in range(54):
             await ws.send_str(protocol.encode(stream(f"r{number}")))
@@ -324,6 +329,6 @@ async def working(settings: ConnectorSettings) -> AsyncIterator[Worker]:
         offload = Offload(mac, root, StoreSettings(), executor, upload)
         await stack.enter_async_context(offload)
         buffer = Buffer(settings, executor, upload)
-        worker = Worker(settings, Modes(root, upload, buffer, offload), lambda _: None)
+        worker = Worker(settings, Modes(root, upload, buffer, offload), Outbox(10, 1.0))
         stack.push_async_callback(worker.close)
         yield worker

@@ -22,6 +22,7 @@ from lossy_proxy import Loss, LossyProxy, Request, lossy_proxy
 from s3 import S3Server
 from tunnelsync.settings import (
     GIB,
+    KIB,
     MIB,
     ClientSettings,
     ConnectorSettings,
@@ -77,9 +78,9 @@ class Lossy:
 
 
 @contextmanager
-def lossy(system: System, **env: Any) -> Iterator[Lossy]:
-    """Start a router and a connector with a proxy between them."""
-    router = system.router()
+def lossy(system: System, *, batch_bytes: int = 0, **env: Any) -> Iterator[Lossy]:
+    """Start a router and a connector with a proxy between them; answers go alone by default."""
+    router = system.router(batch_bytes=batch_bytes)
     with lossy_proxy(router.port) as (proxy, loop):
         make_file(system.tmp_path / "datasets" / "small", 1000)
         make_file(system.tmp_path / "datasets" / "pieces", PIECES_BYTES)
@@ -212,6 +213,63 @@ def test_b12_an_offload_answer_is_lost(
         system.stop()
 
 
+# --- a batch ------------------------------------------------------------------------------------
+
+ALONE = {"stream": "first chunk", "buffer": "result", "stat": "result", "absent": "result"}
+"""What a small answer is sent as when its batch was not taken."""
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lossy]:
+    """One router that takes batches, and one connector."""
+    system = System(tmp_path_factory.mktemp("batched"))
+    try:
+        with lossy(system, batch_bytes=64 * KIB) as started:
+            yield started
+    finally:
+        system.stop()
+
+
+def asks(line: Lossy, what: str) -> None:
+    """Ask for something small, and see that it came as it must."""
+    if what in ("stream", "buffer"):
+        line.fetch(what, "small")
+        return
+    done = line.system.cli("stat", MAC, "small" if what == "stat" else "absent", "--json")
+    assert done.code == (0 if what == "stat" else 3), done.err
+
+
+@pytest.mark.parametrize("what", ALONE)
+def test_small_answers_go_by_batches(batched: Lossy, what: str) -> None:
+    batched.proxy.begin()
+    asks(batched, what)
+    wait_until(lambda: batched.proxy.messages == ["batch"], 10, "one batch")
+
+
+@sides
+@times
+@pytest.mark.parametrize("what", ALONE)
+def test_b12_a_batch_is_lost(batched: Lossy, what: str, side: Side, times: int) -> None:
+    """What was in it goes by itself, which may be lost as well; if the router had it, no harm."""
+    batched.proxy.begin(Loss("batch", side), Loss(ALONE[what], side, times - 1))
+    asks(batched, what)
+    expected = ["batch", *[ALONE[what]] * times]
+    if what == "stream" and times == 2:  # of a broken chunk it asks how far it came
+        expected = ["batch", "first chunk", "offset", *["first chunk"] * (side == "request")]
+    wait_until(lambda: batched.proxy.messages == expected, 10, f"{expected}")
+    request_id = batched.proxy.seen[1].request_id
+    receipt = raw_http.ask(batched.url, "GET", f"/transfers/{request_id}?wait=20").json()
+    assert receipt["outcome"] == ("refused" if what == "absent" else "delivered"), receipt
+    assert batched.proxy.left() == []
+
+
+def test_b12_a_batch_on_a_line_that_goes_dead_goes_by_another(system: System) -> None:
+    with lossy(system, batch_bytes=64 * KIB, stall_seconds=1, answer_seconds=1) as started:
+        started.proxy.begin(Loss("batch", "hole", after_bytes=100))
+        started.fetch("stream", "small")
+        assert started.proxy.messages == ["batch", "first chunk"]
+
+
 # --- the socket ---------------------------------------------------------------------------------
 
 
@@ -230,6 +288,7 @@ def test_l8_a_command_or_its_ack_is_lost_with_the_socket(
     with lossy(system, places=1) as line:
         with HeldGet(line.url, f"/datasets/{MAC}/huge") as first:
             first.read(1 * MIB)
+            wait_until(lambda: "ack" in line.proxy.heard, 10, "the ack of what has the place")
             line.proxy.begin(Loss(command if lost == "command" else "ack", times=times))
             target = system.tmp_path / "out"
             fetch = system.start("fetch", "--mode", mode, MAC, "small", "-o", str(target), "--json")

@@ -55,6 +55,14 @@ class Body:
             return Complete(request_id, self._root(), self.count)
         return Complete(request_id)
 
+    async def whole(self) -> bytes | None:
+        """Return all of the body if that takes no reading, else None."""
+        if not self.length:
+            return b""
+        if self.count and not self._source.held(self._offset, self._data_length):
+            return None
+        return b"".join(piece for piece in await self._frame(0) if not isinstance(piece, Span))
+
     async def pieces(self, start: int, end: int) -> AsyncGenerator[Piece, None]:
         """Yield the bytes of the body from ``start`` to ``end``.
 

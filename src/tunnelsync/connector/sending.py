@@ -16,7 +16,7 @@ from typing import Any
 from tunnelsync import wire
 from tunnelsync.connector.body import Body
 from tunnelsync.connector.outgoing import Outgoing, Piece
-from tunnelsync.connector.upload import GONE, PASSING, Answer, Upload, told
+from tunnelsync.connector.upload import BYTES, GONE, PASSING, Answer, Upload, told
 from tunnelsync.errors import (
     BrokenOff,
     ProtocolError,
@@ -61,7 +61,7 @@ class Sending:
         self._sent = 0
         self._broken: asyncio.Future[TunnelSyncError] = asyncio.Future()
         self._headers = {
-            "Content-Type": "application/octet-stream",
+            **BYTES,
             H_INIT: wire.dumps(init).decode(),
         }
         self._closed = False

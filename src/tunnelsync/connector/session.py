@@ -23,6 +23,7 @@ from yarl import URL
 
 from tunnelsync import __version__, backoff, protocol, wire
 from tunnelsync.address import router_url
+from tunnelsync.connector.batch import Batch
 from tunnelsync.connector.buffer import Buffer
 from tunnelsync.connector.interface import default_mac
 from tunnelsync.connector.offload import Offload
@@ -40,7 +41,7 @@ from tunnelsync.dial import (
 )
 from tunnelsync.errors import BadRequest, ConnectorBusy
 from tunnelsync.identity import mac_address
-from tunnelsync.protocol import Ack, Fault, Hello, Mode, Welcome
+from tunnelsync.protocol import Fault, Hello, Mode, Welcome
 from tunnelsync.settings import ConnectorSettings, StoreSettings
 
 log = logging.getLogger("tunnelsync.connector")
@@ -106,12 +107,13 @@ async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
         upload = Upload(http, router, headers, settings)
         offload = Offload(mac, root, store, executor, upload)
         await stack.enter_async_context(offload)
-        outbox = Outbox(settings.outbox)
+        outbox = Outbox(settings.outbox, settings.ack_delay_seconds)
+        stack.push_async_callback(upload.batch.close)
         modes = Modes(root, upload, Buffer(settings, executor, upload), offload)
-        worker = Worker(settings, modes, outbox.offer)
+        worker = Worker(settings, modes, outbox)
         capabilities = tuple(mode for mode in Mode if mode is not Mode.OFFLOAD or store.endpoint)
         hello = Hello(mac, __version__, secrets.token_hex(16), capabilities=capabilities)
-        line = _Line(settings, router, headers, hello, http, worker, outbox)
+        line = _Line(settings, router, headers, hello, http, worker, outbox, upload.batch)
         await line.hold()
 
 
@@ -127,6 +129,7 @@ class _Line:
         http: ClientSession,
         worker: Worker,
         outbox: Outbox,
+        batch: Batch,
     ) -> None:
         self._settings = settings
         self._router = router
@@ -135,6 +138,7 @@ class _Line:
         self._http = http
         self._worker = worker
         self._outbox = outbox
+        self._batch = batch
         self._tries = 0
         self._told: type[Exception] | None = None
 
@@ -217,6 +221,7 @@ class _Line:
             raise _Lost(f"it does not welcome us: {protocol.printable(answer.message[:200])}")
         if not isinstance(answer, Welcome):
             raise _Lost("it sent a command before its welcome")
+        self._batch.limit_bytes = answer.batch_bytes
 
     async def _talk(self, ws: ClientWebSocketResponse) -> WSMessage:
         """Read and write until the socket ends, and return its last message."""
@@ -256,7 +261,7 @@ class _Line:
         if isinstance(message, Fault):
             log.warning("the router says: %s", protocol.printable(message.message[:200]))
         elif not isinstance(message, Welcome):
-            await self._outbox.put(Ack(message.request_id))
+            await self._outbox.owe(message.request_id)
             try:
                 self._worker.take(message)
             except ConnectorBusy as exc:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from tunnelsync.batch import Item
 from tunnelsync.connector import conditions
 from tunnelsync.connector.body import Body
 from tunnelsync.connector.sending import Report, Sending
@@ -30,6 +31,11 @@ async def send(upload: Upload, command: StreamCommand, source: Source, report: R
     init, body = plan(command, source, from_file=upload.from_file)
     try:
         await body.prepare()
+        whole, complete = await body.whole(), body.closing(command.request_id)
+        if whole is not None and complete is not None:
+            item = Item(command.request_id, init, complete)
+            if await upload.give(item, len(whole), whole):
+                return
         await Sending(upload, init, body, report).run()
     finally:
         await body.close()

@@ -15,6 +15,8 @@ from yarl import URL
 
 from tunnelsync import protocol, wire
 from tunnelsync.backoff import jittered
+from tunnelsync.batch import Item
+from tunnelsync.connector.batch import Batch
 from tunnelsync.connector.outgoing import PIECE_BYTES, POSSIBLE, Outgoing
 from tunnelsync.connector.proxies import Proxies
 from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
@@ -34,6 +36,7 @@ log = logging.getLogger("tunnelsync.connector")
 
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a router, or a proxy in front of it, that another try can turn into a success."""
+BYTES = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}
 GONE = frozenset({404, 410})
 """Statuses that mean that nobody waits for this request any more."""
@@ -62,6 +65,14 @@ class Answer:
         with suppress(BadRequest):
             value = wire.loads(self.data).get(name)
             return value if type(value) is int and value >= 0 else None
+        return None
+
+    @property
+    def refused(self) -> dict[str, int] | None:
+        """The items of a batch that are refused, with the status of each; None if it names none."""
+        with suppress(BadRequest):
+            found = wire.loads(self.data).get("refused")
+            return found if isinstance(found, dict) else None
         return None
 
     def _problem(self) -> TunnelSyncError | None:
@@ -95,10 +106,14 @@ class Upload:
         self._router = router
         self._headers = dict(headers)
         self._proxy = proxy_for(router)
+        self._batch_url = router.join(URL("datasets/batch"))
+        self.batch = Batch(self._post_batch)
 
     async def answer(self, request_id: str, *parts: bytes) -> None:
         """Give a result, whose JSON is these parts; says in the log if nobody could take it."""
         total = sum(map(len, parts))
+        if await self.give(Item(request_id), total, *parts):
+            return
         while (limit := self.proxies.body_bytes) is None or total <= limit:
             answer = await self._insist("datasets/result", request_id, parts)
             if not _by_proxy(answer) or not self.proxies.refused(total):
@@ -108,6 +123,31 @@ class Upload:
         if answer is not None and answer.status == 413:
             refusal = TooLarge(f"the router, or a proxy before it, refuses a body of {total} bytes")
             await self.fail(request_id, refusal)
+
+    async def give(self, item: Item, total: int, *parts: Buffer) -> bool:
+        """Give an answer of so many bytes together with others, if it is small.
+
+        Returns False if the router does not have it then.
+        """
+        if self.proxies.body_bytes is not None or not self.batch.has_room(total):
+            return False
+        return await self.batch.give(item, b"".join(parts))
+
+    async def _post_batch(self, parts: Sequence[bytes]) -> dict[str, int] | None:
+        body = Outgoing.of(parts)
+        try:
+            answer = await self._once("POST", self._batch_url, body, BYTES)
+        except (RouterUnreachable, Stalled) as exc:
+            log.debug("a batch of %d answers: %s", len(parts), exc.message)
+            return None
+        if answer.status == 200:
+            return answer.refused
+        if _by_proxy(answer):
+            self.proxies.refused(body.length)
+        elif answer.status not in PASSING:
+            log.warning("the router takes no batches: %s", answer)
+            self.batch.stop()
+        return None
 
     async def _in_parts(self, request_id: str, parts: Sequence[bytes], total: int) -> Answer | None:
         """Give a result in parts that pass a proxy; the router tells where each must start."""
@@ -129,7 +169,8 @@ class Upload:
     async def fail(self, request_id: str, error: TunnelSyncError) -> None:
         """Give an error as the result: nothing has been sent of the dataset yet."""
         body = wire.dumps(protocol.error_answer(error))
-        await self._insist("datasets/result", request_id, (body,))
+        if not await self.give(Item(request_id), len(body), body):
+            await self._insist("datasets/result", request_id, (body,))
 
     async def complete(self, complete: protocol.Complete) -> None:
         """Give the closing word of a stream."""

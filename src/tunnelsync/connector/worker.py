@@ -7,7 +7,7 @@ of that socket. Whatever goes wrong in it becomes an answer.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from tunnelsync import wire
 from tunnelsync.connector import auto, conditions, stream
 from tunnelsync.connector.buffer import Buffer
 from tunnelsync.connector.offload import Offload
+from tunnelsync.connector.outbox import Outbox
 from tunnelsync.connector.places import Places
 from tunnelsync.connector.source import AT_ONCE_BYTES, Root, Source
 from tunnelsync.connector.upload import Upload, told
@@ -72,14 +73,12 @@ class Job:
 
 
 class Worker:
-    """Takes commands and answers them; ``offer`` takes the signs of life of those in work."""
+    """Takes commands and answers them; ``outbox`` hears which are in work, and which are done."""
 
-    def __init__(
-        self, settings: ConnectorSettings, modes: Modes, offer: Callable[[Progress], None]
-    ) -> None:
+    def __init__(self, settings: ConnectorSettings, modes: Modes, outbox: Outbox) -> None:
         self._settings = settings
         self._modes = modes
-        self._offer = offer
+        self._outbox = outbox
         self._places = Places(settings.places, most_waiting=settings.waiting)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._jobs: dict[str, Job] = {}
@@ -117,14 +116,16 @@ class Worker:
             self._seen.popitem(last=False)
 
     async def _run(self, command: Command, job: Job) -> None:
-        """Answer a command, with its error if it comes to that."""
+        """Answer a command, with its error if it comes to that; it needs no ack then."""
         self._beat_later(job)
         try:
-            await self._answer(command, job)
-        except Exception as exc:
-            error = told(exc, job.request_id)
-            log.info("request %s: %s", job.request_id, error.message)
-            await self._modes.upload.fail(job.request_id, error)
+            try:
+                await self._answer(command, job)
+            except Exception as exc:
+                error = told(exc, job.request_id)
+                log.info("request %s: %s", job.request_id, error.message)
+                await self._modes.upload.fail(job.request_id, error)
+            self._outbox.settle(job.request_id)
         finally:
             job.beat.cancel()
             del self._jobs[job.request_id]
@@ -219,7 +220,7 @@ class Worker:
     def _beat(self, job: Job) -> None:
         """Give a sign of life of a job."""
         if place := self._places.position(job.request_id):
-            self._offer(Progress(job.request_id, "queued", place))
+            self._outbox.offer(Progress(job.request_id, "queued", place))
         else:
-            self._offer(Progress(job.request_id, job.state, job.done))
+            self._outbox.offer(Progress(job.request_id, job.state, job.done))
         self._beat_later(job)

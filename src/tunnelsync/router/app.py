@@ -26,7 +26,17 @@ from tunnelsync.errors import (
     TunnelSyncError,
 )
 from tunnelsync.objects import origin
-from tunnelsync.router import auto, buffer, catalog, channel, offload, results, status, stream
+from tunnelsync.router import (
+    auto,
+    batch,
+    buffer,
+    catalog,
+    channel,
+    offload,
+    results,
+    status,
+    stream,
+)
 from tunnelsync.router.access import ACCESS, Access, require_client
 from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import error_answer
@@ -85,6 +95,7 @@ def routes() -> list[web.AbstractRouteDef]:
         web.get("/readyz", status.ready),
         web.get("/connectors/ws", channel.connect, allow_head=False),
         web.post("/datasets/result", results.result),
+        web.post("/datasets/batch", batch.batch),
         web.post("/datasets/stream/init", stream.init),
         web.post("/datasets/stream/chunk", stream.chunk),
         web.post("/datasets/stream/complete", stream.complete),

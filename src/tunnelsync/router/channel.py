@@ -6,6 +6,7 @@ deadline has its transport aborted.
 
 import asyncio
 import logging
+import struct
 from contextlib import suppress
 
 from aiohttp import WSMsgType, web
@@ -29,12 +30,13 @@ log = logging.getLogger("tunnelsync.router")
 
 SPARE_MESSAGES = 64
 """Room in the queue for messages that are no commands: the welcome, faults, cancels."""
+TEXT = 0x81
 PING = b"\x89\x00"
 UNREAD_BYTES = 64 * 1024
 """A peer that leaves so much unread has no use for a pong, nor for a ping."""
 PONG = 0x8A
-"""Frames of a server, which masks nothing (RFC 6455, 5.5). A transport takes each as a whole, so
-they need no turn among the messages: a ping costs no task, and waits for nobody."""
+"""Frames of a server, which masks nothing (RFC 6455, 5.2). A transport takes each as a whole, so
+pings need no turn among the messages: one costs no task, and waits for nobody."""
 ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
@@ -44,6 +46,7 @@ class SocketLink:
 
     __slots__ = (
         "_asked",
+        "_request",
         "_settings",
         "_socket",
         "_transport",
@@ -59,7 +62,8 @@ class SocketLink:
         self._socket = socket
         self._transport = request.transport
         self._settings = settings
-        self._waiting: list[str | tuple[int, str]] = []
+        self._request = request
+        self._waiting: list[bytes | tuple[int, str]] = []
         self._writer: asyncio.Task[None] | None = None
         self._asked = False
         self.closing = False
@@ -67,9 +71,9 @@ class SocketLink:
 
     def send(self, message: protocol.FromRouter) -> None:
         """Queue a message; raise `RouterBusy` when the queue is full, `TooLarge` for a long one."""
-        text = protocol.encode(message)
-        if len(text.encode()) > self._settings.message_bytes:
-            raise TooLarge(f"a command of {len(text)} characters is over the limit of a message")
+        text = protocol.encode(message).encode()
+        if len(text) > self._settings.message_bytes:
+            raise TooLarge(f"a command of {len(text)} bytes is over the limit of a message")
         if len(self._waiting) >= self._settings.command_queue + SPARE_MESSAGES:
             raise RouterBusy("the connector does not take its commands fast enough")
         self._put(text)
@@ -113,7 +117,7 @@ class SocketLink:
         with suppress(asyncio.CancelledError):
             await self._writer
 
-    def _put(self, message: str | tuple[int, str]) -> None:
+    def _put(self, message: bytes | tuple[int, str]) -> None:
         if self.closing:
             return
         self._waiting.append(message)
@@ -121,20 +125,47 @@ class SocketLink:
             self._writer = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
-        """Send what is queued, until the good-bye; abort a peer that takes nothing."""
+        """Send what is queued, until the good-bye; abort a peer that takes nothing.
+
+        What is queued in one turn of the loop goes out as one write.
+        """
         try:
             while self._waiting:
-                message = self._waiting.pop(0)
                 async with asyncio.timeout(self._settings.ack_seconds):
-                    if isinstance(message, tuple):
-                        code, reason = message
+                    if isinstance(good_bye := self._waiting[0], tuple):
+                        code, reason = good_bye
                         await self._socket.close(code=code, message=reason.encode()[:120])
                         return
-                    await self._socket.send_str(message)
+                    if self._transport is None or self._transport.is_closing():
+                        return
+                    self._transport.write(self._next())
+                    await self._request.writer.drain()
             self._writer = None
         except (TimeoutError, ConnectionError):
             if self._transport is not None:
                 self._transport.abort()
+
+    def _next(self) -> bytes:
+        """Take the first messages off the queue, as frames."""
+        frames: list[bytes] = []
+        size = 0
+        while self._waiting and size < UNREAD_BYTES:
+            text = self._waiting[0]
+            if isinstance(text, tuple):
+                break
+            frames += _head(len(text)), text
+            size += len(text)
+            del self._waiting[0]
+        return b"".join(frames)
+
+
+def _head(size: int) -> bytes:
+    """Return what a text of so many bytes has before it."""
+    if size < 126:
+        return bytes((TEXT, size))
+    if size < 65536:
+        return struct.pack(">BBH", TEXT, 126, size)
+    return struct.pack(">BBQ", TEXT, 127, size)
 
 
 async def connect(request: web.Request) -> web.StreamResponse:

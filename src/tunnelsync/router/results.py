@@ -29,18 +29,19 @@ async def result(request: web.Request) -> web.Response:
     _, mac = connector_of(request)
     if "request_id" not in request.query:
         pieces, request_id = await _inline(request, router)
-        transfer = _wanted(router.switchboard.transfers.claim(request_id, mac))
-        _give(transfer, ResultBody.of(pieces))
+        transfer = wanted(router.switchboard.transfers.claim(request_id, mac))
+        give(transfer, ResultBody.of(pieces))
         return json_answer({"status": "ok"})
-    transfer = _wanted(router.switchboard.transfers.claim(request.query["request_id"], mac))
+    transfer = wanted(router.switchboard.transfers.claim(request.query["request_id"], mac))
     if "length" in request.query:
         return await _part(request, router, transfer)
     async with _read(request, router, transfer) as pieces:
-        _give(transfer, ResultBody.of(pieces))
+        give(transfer, ResultBody.of(pieces))
     return json_answer({"status": "ok"})
 
 
-def _wanted(transfer: Transfer) -> Transfer:
+def wanted(transfer: Transfer) -> Transfer:
+    """Return a transfer if its result is still of use, else raise `TransferGone`."""
     if transfer.state is State.ENDED and transfer.said.result is None:
         raise TransferGone(f"nobody waits for transfer {transfer.request_id} any more")
     return transfer
@@ -63,10 +64,10 @@ async def _part(request: web.Request, router: Router, transfer: Transfer) -> web
         check()
         async with _read(request, router, transfer) as pieces:
             check()  # the same part may have come on another connection meanwhile
-            _wanted(transfer)
+            wanted(transfer)
             transfer.deadline.alive()
             if (whole := gathered.add(pieces)) is not None:
-                _give(transfer, whole)
+                give(transfer, whole)
     except WrongOffset as error:
         return error_answer(error, offset=gathered.size)
     return json_answer({"offset": gathered.size})
@@ -104,7 +105,8 @@ def _limit_bytes(router: Router, transfer: Transfer) -> int:
     return router.settings.buffer_json_bytes if buffered else router.settings.result_bytes
 
 
-def _give(transfer: Transfer, body: ResultBody) -> None:
+def give(transfer: Transfer, body: ResultBody) -> None:
+    """Hand a whole result, or the error in its place, to its transfer."""
     transfer.on_result(body, _error_in(body))
 
 

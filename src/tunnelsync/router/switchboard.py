@@ -126,7 +126,7 @@ class Switchboard:
         session.swaps = old.swaps if old is not None else []
         self.sessions[mac] = session
         log.info("connector %s is here (version %s, epoch %d)", mac, hello.version[:32], epoch)
-        link.send(protocol.Welcome(epoch))
+        link.send(self._welcome(epoch))
         return session
 
     def _welcome_back(self, session: Session, link: Link, token: str | None) -> Session:
@@ -139,10 +139,13 @@ class Switchboard:
         self._remember(session.mac, session.epoch)
         session.link, session.token = link, token
         log.info("connector %s is back (epoch %d)", session.mac, session.epoch)
-        link.send(protocol.Welcome(session.epoch))
+        link.send(self._welcome(session.epoch))
         for command in session.unacked.values():
             link.send(command)
         return session
+
+    def _welcome(self, epoch: int) -> protocol.Welcome:
+        return protocol.Welcome(epoch, batch_bytes=self._settings.batch_bytes)
 
     def _remember(self, mac: Mac, epoch: int) -> None:
         self._known[mac] = epoch

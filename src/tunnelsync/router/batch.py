@@ -1,0 +1,94 @@
+"""``POST /datasets/batch``: small answers to several requests in one body.
+
+Each item means what it would mean by itself, and is taken or refused by itself. None waits for its
+client: the bodies are held, under the budget of all buffers, until their transfers end.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+
+from aiohttp import StreamReader, web
+
+from tunnelsync.batch import Item, unpack
+from tunnelsync.errors import BadRequest, TransferGone, TunnelSyncError
+from tunnelsync.protocol import Complete, Init
+from tunnelsync.router import results
+from tunnelsync.router.access import connector_of
+from tunnelsync.router.bodies import json_answer, read_parts
+from tunnelsync.router.chunks import Chunk
+from tunnelsync.router.context import ROUTER, Budget
+from tunnelsync.router.said import ResultBody
+from tunnelsync.router.transfer import Transfer
+from tunnelsync.transfer import State
+
+
+async def batch(request: web.Request) -> web.Response:
+    """Take each item; the answer names those that are refused, with the status of each."""
+    router = request.app[ROUTER]
+    _, mac = connector_of(request)
+    limit, idle = router.settings.batch_bytes, router.settings.idle_seconds
+    parts = await read_parts(request, limit_bytes=limit, idle_seconds=idle)
+    refused: dict[str, int] = {}
+    for item, body in unpack(b"".join(parts)):
+        try:
+            transfer = router.switchboard.transfers.claim(item.request_id, mac)
+            with _held(router.buffers, transfer, len(body)):
+                _take(request, transfer, item, body)
+        except TunnelSyncError as error:
+            refused[item.request_id] = error.status
+    return json_answer({"status": "ok", "refused": refused})
+
+
+@contextmanager
+def _held(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]:
+    """Hold an item's body from now until its transfer ends, if the block takes it."""
+    budget.take(size_bytes)
+    release = partial(budget.release, size_bytes)
+    try:
+        yield
+    except BaseException:
+        release()
+        raise
+    transfer.at_end(release)
+
+
+def _take(request: web.Request, transfer: Transfer, item: Item, body: bytes) -> None:
+    if item.init is not None and item.complete is not None:
+        _stream(request, transfer, item.init, item.complete, body)
+    elif item.init is None and item.complete is None:
+        results.give(results.wanted(transfer), ResultBody.of([body]))
+    else:
+        raise BadRequest("an item has both an init and a complete, or neither")
+
+
+def _stream(
+    request: web.Request, transfer: Transfer, init: Init, complete: Complete, body: bytes
+) -> None:
+    """Take a whole stream: what init, one chunk and complete would have brought."""
+    if {init.request_id, complete.request_id} != {transfer.request_id}:
+        raise BadRequest("an item names several requests")
+    if init.length != len(body):
+        raise BadRequest(f"a stream of {init.length} bytes comes with {len(body)}")
+    if transfer.state is State.ENDED:
+        raise TransferGone(f"transfer {transfer.request_id} has ended")
+    transfer.on_init(init)
+    loop = asyncio.get_running_loop()
+    content = StreamReader(request.protocol, len(body) + 1, loop=loop)
+    content.feed_data(body)
+    content.feed_eof()
+    done: asyncio.Future[None] = loop.create_future()
+    transfer.on_chunk(Chunk(0, len(body), content, abort=_nothing, done=done))
+    done.add_done_callback(partial(_relayed, transfer, complete))
+
+
+def _relayed(transfer: Transfer, complete: Complete, done: asyncio.Future[None]) -> None:
+    """The closing word counts once the client has the stream, or never."""
+    if done.exception() is None:
+        with suppress(TunnelSyncError):
+            transfer.on_complete(complete)
+
+
+def _nothing() -> None:
+    """The connection of a batch carries others' answers, too: no chunk of it is broken off."""
