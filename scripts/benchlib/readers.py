@@ -1,7 +1,8 @@
 """Many readers of plain streams in one process, which throw away what comes.
 
-It reads one JSON object on stdin for each group, ``{port, paths, rate_bytes, seconds}``, and
+It reads one JSON object on stdin for each group, ``{port, asked, rate_bytes, seconds}``, and
 answers with a line ``begun`` when each has its first byte, and with one JSON object at the end.
+``asked`` has a path and a ``Range`` for each stream, where an empty one means all of it.
 A rate of 0 takes what comes; 0 seconds read to the end, others end so long after ``begun``.
 Run as ``python readers.py``.
 """
@@ -43,7 +44,7 @@ class Reader:
         if end < 0:
             return
         lines = self.head[:end].decode().lower().split("\r\n")
-        if " 200 " not in lines[0] + " ":
+        if not {"200", "206"} & set(lines[0].split()):
             raise RuntimeError(lines[0])
         self.length = next(int(x.split(":")[1]) for x in lines if x.startswith("content-length:"))
         self.body_bytes = len(self.head) - end - 4
@@ -57,17 +58,19 @@ class Reader:
 class Group:
     """Streams that are read together."""
 
-    def __init__(self, port: int, paths: list[str], rate_bytes: float, seconds: float) -> None:
+    def __init__(
+        self, port: int, asked: list[tuple[str, str]], rate_bytes: float, seconds: float
+    ) -> None:
         self.rate_bytes = rate_bytes
         self.began = time.monotonic()
         self.seconds = seconds
         self.until = float("inf")
         self.readers = []
-        for path in paths:
-            self.readers.append(Reader(_asked(port, path), time.monotonic()))
+        for path, part in asked:
+            self.readers.append(Reader(_asked(port, path, part), time.monotonic()))
             if rate_bytes:
                 # So that they do not all come to the end of a block at one moment.
-                time.sleep(BLOCK_BYTES / rate_bytes / len(paths))
+                time.sleep(BLOCK_BYTES / rate_bytes / len(asked))
         self.open = selectors.DefaultSelector()
         for one in self.readers:
             self.open.register(one.link, selectors.EVENT_READ, one)
@@ -127,9 +130,10 @@ class Group:
         return count
 
 
-def _asked(port: int, path: str) -> socket.socket:
+def _asked(port: int, path: str, part: str) -> socket.socket:
     link = socket.create_connection(("127.0.0.1", port))
-    link.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    ranged = f"Range: {part}\r\n" if part else ""
+    link.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{ranged}\r\n".encode())
     link.setblocking(False)
     return link
 

@@ -35,11 +35,22 @@ class Readers:
         self._popen = popen
         self._port = port
 
-    def begin(self, datasets: Sequence[str], rate_bytes: float = 0, seconds: float = 0) -> None:
-        """Begin a group, and wait until each has its first byte."""
+    def begin(
+        self,
+        datasets: Sequence[str],
+        rate_bytes: float = 0,
+        seconds: float = 0,
+        parts: Sequence[str] = (),
+    ) -> None:
+        """Begin a group, and wait until each has its first byte.
+
+        ``parts`` has the ``Range`` of each; without it they read all.
+        """
+        ranges = parts or [""] * len(datasets)
+        paths = [f"/datasets/{system.MAC}/{one}" for one in datasets]
         asked = {
             "port": self._port,
-            "paths": [f"/datasets/{system.MAC}/{one}" for one in datasets],
+            "asked": list(zip(paths, ranges, strict=True)),
             "rate_bytes": rate_bytes,
             "seconds": seconds,
         }
@@ -56,9 +67,15 @@ class Readers:
             raise BenchFailed(f"the readers: {answer['error']}")
         return Read(**answer)
 
-    def read(self, datasets: Sequence[str], rate_bytes: float = 0, seconds: float = 0) -> Read:
+    def read(
+        self,
+        datasets: Sequence[str],
+        rate_bytes: float = 0,
+        seconds: float = 0,
+        parts: Sequence[str] = (),
+    ) -> Read:
         """Read a group to its end."""
-        self.begin(datasets, rate_bytes, seconds)
+        self.begin(datasets, rate_bytes, seconds, parts)
         return self.end()
 
     def _line(self) -> str:

@@ -1,4 +1,4 @@
-"""Part ``streams``: the same sum of bytes, in one stream or in many at once."""
+"""Part ``streams``: the same bytes of one file, in one stream or in many at once."""
 
 import statistics
 from collections import defaultdict
@@ -22,11 +22,13 @@ def measure(scene: Scene) -> Iterator[Figure]:
     rates, used = defaultdict(list), defaultdict(list)
     with serving(scene) as served:
         pids = (served.router.pid, served.connector.pid)
-        served.readers.read([sparse(scene, MIB)] * COUNTS[-1])
+        dataset = sparse(scene, total)
+        served.readers.read([dataset])  # from here on, all of it is in the system's cache
         for number in range(rounds):
             for count in COUNTS[number % 4 :] + COUNTS[: number % 4]:
                 before = sum(map(cpu_seconds, pids))
-                read = served.readers.read([sparse(scene, total // count)] * count)
+                parts = _parts(total, count)
+                read = served.readers.read([dataset] * count, parts=parts)
                 used[count].append((sum(map(cpu_seconds, pids)) - before) * GIB / read.bytes)
                 rates[count].append(read.megabytes_per_second)
     found = {count: statistics.median(rates[count]) for count in COUNTS}
@@ -37,3 +39,9 @@ def measure(scene: Scene) -> Iterator[Figure]:
         yield Figure(PART, f"{name}: CPU of router and connector", cpu, "s/GiB")
     ratio = min(found.values()) / max(found.values())
     yield Figure(PART, "the slowest of these / the best", ratio, "", LEAST, least=True)
+
+
+def _parts(total: int, count: int) -> list[str]:
+    """Cut so many bytes into equal parts, as values of ``Range``."""
+    size = total // count
+    return [f"bytes={at}-{at + size - 1}" for at in range(0, total, size)]
