@@ -38,8 +38,9 @@ def decode(kind: type[Message], value: Mapping[str, Any]) -> Message:
     """Build a dataclass from a parsed JSON object, or raise `BadRequest`."""
     arguments: dict[str, Any] = {}
     for name, hint, required in _members(kind):  # type: ignore[arg-type]
-        if value.get(name) is not None:
-            arguments[name] = _cast(hint, value[name], name)
+        if (given := value.get(name)) is not None:
+            simple = hint is type(given) and hint is not int  # most are
+            arguments[name] = given if simple else _cast(hint, given, name)
         elif required:
             raise BadRequest(f"{kind.__name__}: {name!r} is missing")
     return kind(**arguments)
@@ -62,8 +63,8 @@ def _bare(hint: Any) -> Any:
 
 
 def _cast(hint: Any, value: Any, name: str) -> Any:
-    if hint is str and type(value) is str:
-        return value  # most are
+    if hint is int and type(value) is int and -(2**63) <= value < 2**63:
+        return value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise BadRequest(f"{name!r} must be a list")
@@ -75,7 +76,7 @@ def _cast(hint: Any, value: Any, name: str) -> Any:
         return decode(hint, value)
     if hint is float and type(value) is int:
         value = float(value)
-    if type(value) is not hint or (hint is int and not -(2**63) <= value < 2**63):
+    if type(value) is not hint or hint is int:
         raise BadRequest(f"{name!r} must be of type {hint.__name__}")
     return value
 

@@ -1,9 +1,9 @@
 """What a client asks for, out of its request: a body of JSON, or a path and headers."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
@@ -37,6 +37,8 @@ CONDITIONS_BYTES = 8192
 """All conditions together: they travel in one message to the connector, which bounds those."""
 PREFER_CHARACTERS = 1024
 """Of the ``Prefer`` headers; what is beyond is no preference of ours."""
+PREFERENCES = 64
+"""Are kept parsed: each client says the same with each request."""
 TRANSFER = "tunnelsync-transfer"
 """Where a request keeps the transfer that it began: its answer names it, whatever it is."""
 
@@ -123,29 +125,26 @@ async def answered(
     """
     router = request.app[ROUTER]
     with asking(request, asked.mac, asked.dataset, mode, command) as transfer:
-        patience = _patience_seconds(request, router.settings.async_wait_seconds)
-        if patience is None:
-            return await deliver(request, transfer, await transfer.reply())
-        try:
-            async with asyncio.timeout(patience):
-                reply = await transfer.reply()
-        except TimeoutError:
-            router.detach(transfer, deliver)
-            headers = {
-                "Location": f"/transfers/{transfer.request_id}",
-                "Preference-Applied": "respond-async",
-            }
-            return json_answer(transfer.receipt(), 202, **headers)
-        return await deliver(request, transfer, reply)
+        patience = None
+        if request.method == "POST" and "Prefer" in request.headers:
+            said = ", ".join(request.headers.getall("Prefer"))[:PREFER_CHARACTERS]
+            patience = _patience_seconds(said, router.settings.async_wait_seconds)
+        reply = await transfer.reply_within(patience)
+        if reply is not None:
+            return await deliver(request, transfer, reply)
+        router.detach(transfer, deliver)
+        headers = {
+            "Location": f"/transfers/{transfer.request_id}",
+            "Preference-Applied": "respond-async",
+        }
+        return json_answer(transfer.receipt(), 202, **headers)
 
 
-def _patience_seconds(request: web.Request, most: float) -> float | None:
+@lru_cache(PREFERENCES)
+def _patience_seconds(said: str, most: float) -> float | None:
     """Return how long a client wants to wait for its answer before 202, or None: to the end."""
-    if request.method != "POST" or "Prefer" not in request.headers:
-        return None
-    said = ", ".join(request.headers.getall("Prefer"))
     preferred: dict[str, str] = {}
-    for one in said[:PREFER_CHARACTERS].lower().replace(";", ",").split(","):
+    for one in said.lower().replace(";", ",").split(","):
         name, _, value = one.partition("=")
         preferred.setdefault(name.strip(), value.strip().strip('"'))
     if "respond-async" not in preferred:

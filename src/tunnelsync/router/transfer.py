@@ -88,15 +88,23 @@ class Transfer:
 
         Raises the connector's error, `ConnectorOffline`, or `TimedOut`.
         """
+        reply = await self.reply_within(None)
+        assert reply is not None
+        return reply
+
+    async def reply_within(self, patience_seconds: float | None) -> Reply | None:
+        """The same; None if it is not there when the patience is over, and may be asked again."""
         if self.state is State.ENDED:
             raise self.error or TransferGone(f"transfer {self.request_id} has ended")
         seconds, expected = self._settings.ack_seconds, "its acknowledgement"
         if self.state is not State.SENT:
             seconds, expected = self._settings.answer_seconds, SIGN_OF_LIFE
         async with self.within(seconds, expected):
-            assert self._reply is not None
-            # Shielded: who gives up waiting here may leave the reply to another.
-            return await asyncio.shield(self._reply)
+            reply = self._reply
+            assert reply is not None
+            # Who gives up waiting leaves the reply to another.
+            await asyncio.wait((reply,), timeout=patience_seconds)
+            return reply.result() if reply.done() else None
 
     def within(self, seconds: float, expected: str) -> AbstractAsyncContextManager[None]:
         """Bound a wait by the transfer's deadline, with an error that says what is missing."""
