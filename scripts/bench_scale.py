@@ -18,12 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import click
-from benchlib import first_byte, idle, lines, machine, memory, report, requests, small, streams
+from benchlib import (
+    first_byte,
+    idle,
+    lines,
+    machine,
+    memory,
+    pipelined,
+    report,
+    requests,
+    small,
+    streams,
+)
 from benchlib.figures import Figure, Scene, markdown, table
 from benchlib.processes import BenchFailed
 
 PARTS = {
-    one.PART: one.measure for one in (memory, first_byte, small, idle, lines, streams, requests)
+    one.PART: one.measure
+    for one in (memory, first_byte, small, idle, lines, streams, pipelined, requests)
 }
 OUTPUT, QUICK_OUTPUT = Path("docs/benchmarks/scale.json"), Path("build/bench/scale.json")
 

@@ -65,7 +65,7 @@ def test_a_crowd_comes_is_asked_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["memory", "first-byte", "line", "small"])
+@pytest.mark.parametrize("part", ["memory", "first-byte", "line", "small", "offload"])
 def test_the_other_parts_measure_something(tmp_path: Path, part: str) -> None:
     _, document = bench(tmp_path, part)
     assert all(figure["value"] > 0 for figure in figures(document, part))

@@ -37,9 +37,11 @@ def measure(scene: Scene) -> Iterator[Figure]:
             yield from _one(scene, far, rate, seconds)
 
 
-def _long(scene: Scene, target_port: int, rate: float, stack: ExitStack) -> int:
+def long_line(
+    scene: Scene, target_port: int, rate: float, round_trip_seconds: float, stack: ExitStack
+) -> int:
     """Start a line to a port, and return its own port."""
-    words = (str(target_port), str(rate), str(ROUND_TRIP_SECONDS))
+    words = (str(target_port), str(rate), str(round_trip_seconds))
     process = Process("line", (sys.executable, LINE, *words), scene.logs)
     return int(stack.enter_context(process).wait_for_line(r"port (\d+)\n")[1])
 
@@ -49,7 +51,7 @@ def _plain(scene: Scene, rate: float, seconds: float) -> float:
     size = int(rate * seconds)
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        port = _long(scene, server.getsockname()[1], rate, stack)
+        port = long_line(scene, server.getsockname()[1], rate, ROUND_TRIP_SECONDS, stack)
         began = time.monotonic()
         sender = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         sending = threading.Thread(target=sender.sendall, args=(bytes(size),))
@@ -68,7 +70,7 @@ def _one(scene: Scene, far: str, rate: float, seconds: float) -> Iterator[Figure
     with ExitStack() as stack:
         router = stack.enter_context(system.router(scene.logs))
         near = system.address(router)
-        port = _long(scene, int(near.rpartition(":")[2]), rate, stack)
+        port = long_line(scene, int(near.rpartition(":")[2]), rate, ROUND_TRIP_SECONDS, stack)
         long = f"http://127.0.0.1:{port}"
         url = {"connector": near, "client": near} | {far: long}
         connector = system.connector(url["connector"], scene.datasets, scene.logs)

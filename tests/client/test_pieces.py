@@ -17,6 +17,7 @@ from tunnelsync.errors import (
     BrokenOff,
     DatasetChanged,
     ProtocolError,
+    StoreUnavailable,
     StoreUntrusted,
     TunnelSyncError,
     VerificationFailed,
@@ -43,6 +44,7 @@ class Line:
         self.refuse: dict[int, int] = {}
         self.held: dict[int, asyncio.Event] = {}
         self.had: dict[int, asyncio.Event] = {}
+        self.rest: dict[int, asyncio.Event] = {}
 
     async def store(self, request: web.BaseRequest) -> web.StreamResponse:
         at = int(request.path[1:])
@@ -53,11 +55,24 @@ class Line:
             self.refuse[at] -= 1
             return web.Response(status=403)
         body = self.data(at, DATA[at : at + STEP])
+        if at in self.rest:
+            return await self._slowly(request, body, self.rest[at])
         if (part := request.headers.get("Range")) is None:
             return web.Response(body=body)
         self.ranges.append(part)
         first, last = map(int, part.removeprefix("bytes=").split("-"))
         return web.Response(status=206, body=body[first : last + 1])
+
+    async def _slowly(
+        self, request: web.BaseRequest, body: bytes, rest: asyncio.Event
+    ) -> web.StreamResponse:
+        """Send a block, and the rest when the test says."""
+        response = web.StreamResponse(headers={"Content-Length": str(len(body))})
+        await response.prepare(request)
+        await response.write(body[:BLOCK_BYTES])
+        await rest.wait()
+        await response.write(body[BLOCK_BYTES:])
+        return response
 
     async def router(self, request: web.BaseRequest) -> web.StreamResponse:
         said = orjson.loads(await request.read())
@@ -107,6 +122,25 @@ async def test_what_is_known_is_got_while_the_next_is_not_there_yet(tmp_path: Pa
     async with asyncio.timeout(20):
         await line.fetch(tmp_path / "d")
     assert (tmp_path / "d").read_bytes() == DATA
+
+
+async def test_the_next_segment_is_begun_while_one_comes(tmp_path: Path) -> None:
+    line, event = Line(), asyncio.Event()
+    line.rest[0] = line.had[STEP] = event
+    async with asyncio.timeout(20):
+        await line.fetch(tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert line.got == [0, STEP, 2 * STEP, 3 * STEP]
+
+
+async def test_a_next_segment_that_fails_is_told_when_it_is_its_turn(tmp_path: Path) -> None:
+    line, event = Line(), asyncio.Event()
+    line.rest[0] = line.had[STEP] = event
+    line.refuse = {STEP: 9}
+    with pytest.raises(StoreUnavailable):
+        await line.fetch(tmp_path / "d")
+    assert line.got == [0, STEP, STEP]
+    assert (tmp_path / "d.tunnelsync.part").stat().st_size == STEP
 
 
 async def test_several_streams_bring_parts_of_segments(tmp_path: Path) -> None:

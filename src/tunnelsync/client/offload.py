@@ -5,13 +5,9 @@ next ones: we ask again and again for what there is beyond those that we know.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import ClassVar
 
 from aiohttp import ClientSession
@@ -119,13 +115,14 @@ async def _brought(known: Known, part: Part, tries: int) -> AsyncIterator[Incomi
         end = run.size if part.length is None else min(run.size, part.offset + part.length)
         first: Begun | None = None
         if part.offset < end:
-            first = await stack.enter_async_context(run.begun(part.offset, end, tries))
+            first = await run.begin(part.offset, end, tries)
+            stack.push_async_callback(first.close)
         incoming = Incoming(
             request_id=offer.request_id,
             mode=Mode.OFFLOAD,
             version=offer.version,
             claims=run.claims(first, part.offset, end),
-            body=first[1] if first else None,
+            body=first.body if first else None,
             root=offer.root,
         )
         run.incoming = incoming
@@ -134,8 +131,15 @@ async def _brought(known: Known, part: Part, tries: int) -> AsyncIterator[Incomi
 
 ASK_AGAIN_SECONDS = 1.0
 """The pause before a question that failed is put again."""
-Begun = tuple[Piece, Body]
-"""A piece, and the body of its download, whose first byte has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A piece, and the body of its download, whose first byte has come; close it in any case."""
+
+    piece: Piece
+    body: Body
+    close: Callable[[], Awaitable[None]]
 
 
 class _Run:
@@ -149,44 +153,45 @@ class _Run:
         self._etag = etag
         self._asking = asyncio.Lock()
 
-    @asynccontextmanager
-    async def begun(self, at: int, end: int, tries: int) -> AsyncIterator[Begun]:
+    async def begin(self, at: int, end: int, tries: int) -> Begun:
         """Begin with the piece that holds a byte, up to its end or to ``end``."""
-        async with AsyncExitStack() as stack:
-            while True:
-                piece, tries = await self._reached(at), tries - 1
-                until, settings = min(end, piece.end), self._known.link.settings
+        while True:
+            piece, tries = await self._reached(at), tries - 1
+            until, settings = min(end, piece.end), self._known.link.settings
+            async with AsyncExitStack() as stack:
                 getting = pieces.begun(self._session, settings, piece, at, until)
                 try:
                     body = await stack.enter_async_context(getting)
-                    break
+                    return Begun(piece, body, stack.pop_all().aclose)
                 except StoreUnavailable:
                     # Its address has expired, or the object is gone: the connector mends both.
                     self._known.forget(piece)
                     if tries <= 0:
                         raise
-            yield piece, body
 
     async def claims(self, first: Begun | None, at: int, end: int) -> AsyncGenerator[Claimed, None]:
-        """Yield the blocks of one piece after the other; raises as `Offload.opened` does."""
-        if first is None:
-            return
-        begun: AbstractAsyncContextManager[Begun] = nullcontext(first)
-        learning: asyncio.Task[None] | None = None
+        """Yield the blocks of one piece after the other; raises as `Offload.opened` does.
+
+        While one comes the next is begun, so that the line is not idle between them.
+        """
+        begun, following, learning = first, None, None
         try:
-            while at < end:
+            while begun is not None:
                 if learning is None or learning.done():
                     learning = asyncio.create_task(self._learn(at, end))
-                async with begun as (piece, body):
-                    until = min(end, piece.end)
-                    async for claim in pieces.claims(body, piece, at, until, self.size):
-                        yield claim
-                at = until
-                begun = self.begun(at, end, tries=2)
+                piece, body, until = begun.piece, begun.body, min(end, begun.piece.end)
+                if until < end:
+                    following = asyncio.create_task(self.begin(until, end, tries=2))
+                async for claim in pieces.claims(body, piece, at, until, self.size):
+                    yield claim
+                await begun.close()
+                at, begun = until, None
+                if following is not None:
+                    begun, following = await following, None
         finally:
-            if learning is not None:
-                learning.cancel()
-                await asyncio.gather(learning, return_exceptions=True)
+            if begun is not None:
+                await begun.close()
+            await self._ended(following, learning)
         if self.incoming is not None and self._known.offer is not None:
             self.incoming.root = self._known.offer.root
 
@@ -207,6 +212,16 @@ class _Run:
                     await asyncio.sleep(error.retry_after_seconds or ASK_AGAIN_SECONDS)
                     continue
             return
+
+    async def _ended(
+        self, following: "asyncio.Task[Begun] | None", learning: "asyncio.Task[None] | None"
+    ) -> None:
+        """End what runs beside the piece that comes."""
+        for task in filter(None, (following, learning)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if following is not None and not following.cancelled() and not following.exception():
+            await following.result().close()
 
     async def _reached(self, at: int) -> Piece:
         if found := self._known.find(at, self._etag):
