@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+AT_ONCE ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-minio counts soak check format bench bench-buffer bench-stream bench-offload
@@ -25,18 +26,19 @@ help: ## show this list
 	@echo "make bench-scale     many streams, connectors and requests, and long lines; ARGS= goes to"
 	@echo "                     scripts/bench_scale.py (--only PART, --quick)"
 	@echo "make clean           remove .venv, caches and what was built"
+	@echo "AT_ONCE=             one test after the other, for a debugger; make test runs two files at once"
 	@echo "PYTHON=python3.12    makes .venv with another Python (3.11 or later)"
 
 demo: $(VENV)/.demo
 	$(BIN)/tunnelsync demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) $(ARGS)
 
 test-minio: $(VENV)/.test
 	@minio="$$(sh scripts/build-minio.sh)" && \
 	  PATH="$$(dirname "$$minio"):$$PATH" TUNNELSYNC_STORE_TESTS=minio \
-	  $(BIN)/python -m pytest -m store $(ARGS)
+	  $(BIN)/python -m pytest $(AT_ONCE) -m store $(ARGS)
 
 counts: $(VENV)/.test
 	$(BIN)/python tests/counting.py $(ARGS)

@@ -68,7 +68,7 @@ async def test_a_batch_is_no_longer_than_the_router_takes() -> None:
 
 
 async def test_no_batches_without_a_router_that_takes_them() -> None:
-    assert not Posts(limit_bytes=0).batch.has_room(1)
+    assert not Posts(limit_bytes=0).batch.has_room(0)
 
 
 async def test_what_is_refused_must_go_by_itself_unless_nobody_waits() -> None:

@@ -36,7 +36,7 @@ class Batch:
 
     def has_room(self, size_bytes: int) -> bool:
         """Tell whether an answer of this size may go together with others."""
-        return size_bytes * LEAST_ITEMS <= self.limit_bytes
+        return self.limit_bytes > 0 and size_bytes * LEAST_ITEMS <= self.limit_bytes
 
     async def give(self, item: Item, body: bytes) -> bool:
         """Give an answer; False if the router did not take it, so that it must go by itself."""
