@@ -56,6 +56,21 @@ async def test_what_becomes_ready_meanwhile_goes_together() -> None:
     assert await asyncio.gather(first, *others) == [True] * 5
 
 
+async def test_what_is_given_as_the_others_are_answered_is_sent() -> None:
+    posts = Posts()
+
+    async def one_after_the_other() -> bool:
+        return await posts.batch.give(Item("r1"), b"") and await posts.batch.give(Item("r3"), b"")
+
+    two = asyncio.create_task(one_after_the_other())
+    assert await posts.came.get() == ["r1"]
+    other = posts.give("r2")
+    assert await posts.came.get() == ["r2"]
+    posts.answer({}, {}, {})
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(two, other) == [True, True]
+
+
 async def test_a_batch_is_no_longer_than_the_router_takes() -> None:
     posts = Posts(limit_bytes=1000)
     given = [posts.give(f"r{number}", bytes(200)) for number in range(9)]

@@ -45,7 +45,6 @@ class Batch:
         if len(self._requests) < OPEN_REQUESTS:
             task = asyncio.create_task(self._send())
             self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
         return await given
 
     def stop(self) -> None:
@@ -58,21 +57,29 @@ class Batch:
 
     async def close(self) -> None:
         """Send no more; what waits is not taken."""
-        for task in self._requests:
+        tasks = tuple(self._requests)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._requests, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self) -> None:
         """Send what waits, one batch after the other, until nothing does."""
-        while batch := self._next():
-            refused: Refused | None = None
-            try:
-                refused = await self._post([data for _, data, _ in batch])
-            finally:
-                for request_id, _, given in batch:
-                    if not given.done():
-                        status = None if refused is None else refused.get(request_id, 200)
-                        given.set_result(status == 200 or status in USELESS)
+        try:
+            while batch := self._next():
+                await self._send_one(batch)
+        finally:
+            # Now, not when the task is seen to be done: what is given in between needs another.
+            self._requests = {one for one in self._requests if one is not asyncio.current_task()}
+
+    async def _send_one(self, batch: Sequence[_Waiting]) -> None:
+        refused: Refused | None = None
+        try:
+            refused = await self._post([data for _, data, _ in batch])
+        finally:
+            for request_id, _, given in batch:
+                if not given.done():
+                    status = None if refused is None else refused.get(request_id, 200)
+                    given.set_result(status == 200 or status in USELESS)
 
     def _next(self) -> list[_Waiting]:
         """Take what goes into one body: the first ones that wait."""
