@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 import pytest
 
 import raw_http
-from harness import Router
+from harness import Router, System
 from played_connector import (
     PlayedConnector,
     Reply,
@@ -20,9 +21,11 @@ from played_connector import (
     router_alone,
     wanting,
 )
+from played_router import content
+from tunnelsync import protocol
 from tunnelsync.batch import Item, pack
 from tunnelsync.protocol import Complete
-from tunnelsync.settings import KIB
+from tunnelsync.settings import KIB, MIB
 
 BATCH_BYTES = 64 * KIB
 BUFFERS_BYTES = 128 * KIB
@@ -198,3 +201,51 @@ async def test_no_client_is_waited_for_and_what_is_held_has_a_limit(
     for request_id in waiting:
         await asking(url, "DELETE", f"/transfers/{request_id}")
     assert await held_bytes(url) == 0
+
+
+async def test_reading_what_is_held_leaves_the_connection_alone_that_it_came_by(
+    connector: PlayedConnector,
+) -> None:
+    """Another stream's bytes may pass there by then, from socket to socket."""
+    url, asked = connector.url, {"mac": connector.mac, "dataset": "d"}
+    later = partial(raw_http.post, url, "/datasets/request-stream", asked)
+    assert (await asyncio.to_thread(later, Prefer="respond-async, wait=0")).status == 202
+    first = await connector.command("get_dataset_stream")
+    at, item, whole = urlsplit(url), stream(first), content(24 * MIB)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+
+    def post(path: str, length: int) -> bytes:
+        headers = {"Connection": "keep-alive", "Content-Length": str(length)}
+        headers[protocol.H_CONNECTOR] = connector.mac
+        return raw_http.head("POST", f"/datasets/{path}", headers)
+
+    async def answer() -> int:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(raw_http.parsed(head).headers["content-length"]))
+        return raw_http.parsed(head).status
+
+    writer.write(post("batch", len(item)) + item)
+    assert await answer() == 200
+    client = wanting(url, connector.mac)
+    second = await connector.command("get_dataset_stream")
+    assert (await connector.init(second, len(whole))).status == 200
+    writer.write(post(f"stream/chunk?request_id={second}&offset=0", len(whole)) + whole[: 8 * MIB])
+    await writer.drain()
+    assert (await asking(url, "GET", f"/transfers/{first}/result")).body == BODY
+    writer.write(whole[8 * MIB :])
+    async with asyncio.timeout(20):
+        assert await answer() == 200
+    await connector.complete(second, root="root", count=6)
+    assert (await client).body == whole
+    writer.close()
+
+
+async def test_what_is_answered_in_place_of_an_ack_waits_for_none(system: System) -> None:
+    router = system.router(command_queue=2)
+    async with played(router.url, another_mac()) as connector:
+        asked = {"mac": connector.mac, "dataset": "d"}
+        later = partial(raw_http.post, router.url, "/datasets/request-stream", asked)
+        for _ in range(4):  # none of them comes for its answer
+            assert (await asyncio.to_thread(later, Prefer="respond-async, wait=0")).status == 202
+            request_id = await connector.command("get_dataset_stream", ack=False)
+            assert await batch(connector, stream(request_id)) == taken()

@@ -6,12 +6,13 @@ next ones: we ask again and again for what there is beyond those that we know.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
 from aiohttp import ClientSession
 
+from tunnelsync import frames
 from tunnelsync.client import pieces
 from tunnelsync.client.body import Body
 from tunnelsync.client.incoming import Incoming, Part
@@ -129,6 +130,8 @@ async def _brought(known: Known, part: Part, tries: int) -> AsyncIterator[Incomi
         yield incoming
 
 
+AHEAD_BLOCKS = 2
+"""So many before the end of a piece the next one is begun: a store does not wait long to send."""
 ASK_AGAIN_SECONDS = 1.0
 """The pause before a question that failed is put again."""
 
@@ -172,7 +175,7 @@ class _Run:
     async def claims(self, first: Begun | None, at: int, end: int) -> AsyncGenerator[Claimed, None]:
         """Yield the blocks of one piece after the other; raises as `Offload.opened` does.
 
-        While one comes the next is begun, so that the line is not idle between them.
+        Before one has come the next is begun, so that the line is not idle between them.
         """
         begun, following, learning = first, None, None
         try:
@@ -180,18 +183,21 @@ class _Run:
                 if learning is None or learning.done():
                     learning = asyncio.create_task(self._learn(at, end))
                 piece, body, until = begun.piece, begun.body, min(end, begun.piece.end)
-                if until < end:
-                    following = asyncio.create_task(self.begin(until, end, tries=2))
+                near = frames.block_count(until) - 1 - AHEAD_BLOCKS
                 async for claim in pieces.claims(body, piece, at, until, self.size):
+                    if following is None and until < end and claim.index >= near:
+                        following = asyncio.create_task(self.begin(until, end, tries=1))
                     yield claim
                 await begun.close()
                 at, begun = until, None
                 if following is not None:
-                    begun, following = await following, None
+                    with suppress(TunnelSyncError):  # which may have passed since
+                        begun = await following
+                    following = None
+                if begun is None and at < end:
+                    begun = await self.begin(at, end, tries=2)
         finally:
-            if begun is not None:
-                await begun.close()
-            await self._ended(following, learning)
+            await _ended(begun, following, learning)
         if self.incoming is not None and self._known.offer is not None:
             self.incoming.root = self._known.offer.root
 
@@ -213,18 +219,26 @@ class _Run:
                     continue
             return
 
-    async def _ended(
-        self, following: "asyncio.Task[Begun] | None", learning: "asyncio.Task[None] | None"
-    ) -> None:
-        """End what runs beside the piece that comes."""
-        for task in filter(None, (following, learning)):
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        if following is not None and not following.cancelled() and not following.exception():
-            await following.result().close()
-
     async def _reached(self, at: int) -> Piece:
         if found := self._known.find(at, self._etag):
             return found
         async with self._asking:  # what is asked for already may bring it
             return self._known.find(at, self._etag) or await self._known.ask(at, self._etag)
+
+
+async def _ended(
+    begun: Begun | None,
+    following: "asyncio.Task[Begun] | None",
+    learning: "asyncio.Task[None] | None",
+) -> None:
+    """End what comes, and what runs beside it."""
+    tasks = [task for task in (following, learning) if task is not None]
+    for task in tasks:
+        task.cancel()
+    try:
+        await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        if begun is not None:
+            await begun.close()
+        if following is not None and not following.cancelled() and not following.exception():
+            await following.result().close()

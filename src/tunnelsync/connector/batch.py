@@ -6,10 +6,13 @@ this way for any reason is given by itself, as a large answer is.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from tunnelsync.batch import Item, pack
+
+log = logging.getLogger("tunnelsync.connector")
 
 OPEN_REQUESTS = 2
 """On a long line, half a round trip is the most that an answer waits for another one."""
@@ -75,6 +78,8 @@ class Batch:
         refused: Refused | None = None
         try:
             refused = await self._post([data for _, data, _ in batch])
+        except Exception:
+            log.exception("a defect in the connector: a batch is given one by one")
         finally:
             for request_id, _, given in batch:
                 if not given.done():

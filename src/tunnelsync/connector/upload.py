@@ -72,7 +72,8 @@ class Answer:
         """The items of a batch that are refused, with the status of each; None if it names none."""
         with suppress(BadRequest):
             found = wire.loads(self.data).get("refused")
-            return found if isinstance(found, dict) else None
+            if isinstance(found, dict):
+                return {name: one for name, one in found.items() if type(one) is int}
         return None
 
     def _problem(self) -> TunnelSyncError | None:
@@ -143,7 +144,8 @@ class Upload:
         if answer.status == 200:
             return answer.refused
         if _by_proxy(answer):
-            self.proxies.refused(body.length)
+            if not self.proxies.refused(body.length):
+                self.batch.stop()
         elif answer.status not in PASSING:
             log.warning("the router takes no batches: %s", answer)
             self.batch.stop()

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 
 from tunnelsync.batch import Item, unpack
 from tunnelsync.errors import BadRequest, TransferGone, TunnelSyncError
@@ -35,7 +36,7 @@ async def batch(request: web.Request) -> web.Response:
         try:
             transfer = router.switchboard.transfers.claim(item.request_id, mac)
             with _held(router.buffers, transfer, len(body)):
-                _take(request, transfer, item, body)
+                _take(transfer, item, body)
         except TunnelSyncError as error:
             refused[item.request_id] = error.status
     return json_answer({"status": "ok", "refused": refused})
@@ -44,6 +45,7 @@ async def batch(request: web.Request) -> web.Response:
 @contextmanager
 def _held(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]:
     """Hold an item's body from now until its transfer ends, if the block takes it."""
+    again = transfer.said.result is not None  # then it is held already
     budget.take(size_bytes)
     release = partial(budget.release, size_bytes)
     try:
@@ -51,21 +53,22 @@ def _held(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]
     except BaseException:
         release()
         raise
-    transfer.at_end(release)
+    if again:
+        release()
+    else:
+        transfer.at_end(release)
 
 
-def _take(request: web.Request, transfer: Transfer, item: Item, body: bytes) -> None:
+def _take(transfer: Transfer, item: Item, body: bytes) -> None:
     if item.init is not None and item.complete is not None:
-        _stream(request, transfer, item.init, item.complete, body)
+        _stream(transfer, item.init, item.complete, body)
     elif item.init is None and item.complete is None:
         results.give(results.wanted(transfer), ResultBody.of([body]))
     else:
         raise BadRequest("an item has both an init and a complete, or neither")
 
 
-def _stream(
-    request: web.Request, transfer: Transfer, init: Init, complete: Complete, body: bytes
-) -> None:
+def _stream(transfer: Transfer, init: Init, complete: Complete, body: bytes) -> None:
     """Take a whole stream: what init, one chunk and complete would have brought."""
     if {init.request_id, complete.request_id} != {transfer.request_id}:
         raise BadRequest("an item names several requests")
@@ -75,7 +78,9 @@ def _stream(
         raise TransferGone(f"transfer {transfer.request_id} has ended")
     transfer.on_init(init)
     loop = asyncio.get_running_loop()
-    content = StreamReader(request.protocol, len(body) + 1, loop=loop)
+    # A protocol of its own: reading must not let the connection of the batch read on, which may
+    # be in another's hands by then.
+    content = StreamReader(BaseProtocol(loop), len(body) + 1, loop=loop)
     content.feed_data(body)
     content.feed_eof()
     done: asyncio.Future[None] = loop.create_future()

@@ -126,7 +126,7 @@ class Switchboard:
         session.swaps = old.swaps if old is not None else []
         self.sessions[mac] = session
         log.info("connector %s is here (version %s, epoch %d)", mac, hello.version[:32], epoch)
-        link.send(self._welcome(epoch))
+        link.send(protocol.Welcome(epoch, batch_bytes=self._settings.batch_bytes))
         return session
 
     def _welcome_back(self, session: Session, link: Link, token: str | None) -> Session:
@@ -139,13 +139,11 @@ class Switchboard:
         self._remember(session.mac, session.epoch)
         session.link, session.token = link, token
         log.info("connector %s is back (epoch %d)", session.mac, session.epoch)
-        link.send(self._welcome(session.epoch))
+        link.send(protocol.Welcome(session.epoch, batch_bytes=self._settings.batch_bytes))
+        _forget_answered(session)
         for command in session.unacked.values():
             link.send(command)
         return session
-
-    def _welcome(self, epoch: int) -> protocol.Welcome:
-        return protocol.Welcome(epoch, batch_bytes=self._settings.batch_bytes)
 
     def _remember(self, mac: Mac, epoch: int) -> None:
         self._known[mac] = epoch
@@ -276,6 +274,8 @@ class Switchboard:
 
     def _dispatch(self, session: Session, transfer: Transfer) -> None:
         if len(session.unacked) >= self._settings.command_queue:
+            _forget_answered(session)
+        if len(session.unacked) >= self._settings.command_queue:
             raise RouterBusy(
                 f"{len(session.unacked)} commands wait for connector {session.mac}",
                 retry_after_seconds=self._settings.retry_after_seconds,
@@ -311,3 +311,10 @@ class Switchboard:
         if session.link is not None and not transfer.connector_knows:
             with suppress(RouterBusy):  # then it learns by 410 when it posts
                 session.link.send(protocol.Cancel(transfer.request_id))
+
+
+def _forget_answered(session: Session) -> None:
+    """Count no command as unacknowledged whose answer has come in place of the ack."""
+    for request_id, transfer in session.transfers.items():
+        if transfer.state not in WAITING:
+            session.unacked.pop(request_id, None)
