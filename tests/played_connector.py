@@ -293,6 +293,13 @@ def asking(url: str, method: str, target: str, message: object = None) -> "async
     return asyncio.create_task(_asked(url, method, target, message))
 
 
+async def held_bytes(url: str) -> float:
+    """Ask a router how many bytes of answers it holds."""
+    text = (await asking(url, "GET", "/metrics")).body.decode()
+    (line,) = [one for one in text.splitlines() if one.startswith("tunnelsync_buffers_bytes ")]
+    return float(line.split()[1])
+
+
 def wanting(url: str, mac: str, how: str = "stream", **members: Any) -> "asyncio.Task[Answer]":
     """Ask for dataset ``d`` by ``POST /datasets/request-...``, in the background."""
     asked = {"mac": mac, "dataset": "d", **members}

@@ -16,6 +16,7 @@ from played_connector import (
     Reply,
     another_mac,
     asking,
+    held_bytes,
     init,
     played,
     router_alone,
@@ -58,12 +59,6 @@ def stream(request_id: str, body: bytes = BODY, **over: Any) -> bytes:
 
 async def batch(connector: PlayedConnector, *items: bytes) -> Reply:
     return await connector.post("batch", b"".join(items))
-
-
-async def held_bytes(url: str) -> float:
-    text = (await asking(url, "GET", "/metrics")).body.decode()
-    (line,) = [one for one in text.splitlines() if one.startswith("tunnelsync_buffers_bytes ")]
-    return float(line.split()[1])
 
 
 async def receipt(url: str, request_id: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from played_connector import (
     PlayedConnector,
     Reply,
     another_mac,
-    asking,
+    held_bytes,
     played,
     router_alone,
     wanting,
@@ -43,12 +43,6 @@ async def part(
     connector: PlayedConnector, request_id: str, offset: int, data: bytes, total: int = len(ANSWER)
 ) -> Reply:
     return await connector.post("result", data, request_id=request_id, offset=offset, length=total)
-
-
-async def held_bytes(url: str) -> float:
-    text = (await asking(url, "GET", "/metrics")).body.decode()
-    (line,) = [one for one in text.splitlines() if one.startswith("tunnelsync_buffers_bytes ")]
-    return float(line.split()[1])
 
 
 async def test_a_result_comes_whole_of_its_parts(connector: PlayedConnector) -> None:

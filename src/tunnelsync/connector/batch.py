@@ -18,8 +18,8 @@ OPEN_REQUESTS = 2
 """On a long line, half a round trip is the most that an answer waits for another one."""
 LEAST_ITEMS = 4
 """A batch has room for so many: a longer answer would keep the others waiting, and goes alone."""
-USELESS = frozenset({404, 410})
-"""Statuses of an answer for which nobody waits any more."""
+GONE = frozenset({404, 410})
+"""Statuses that mean that nobody waits for this request any more."""
 
 _Waiting = tuple[str, bytes, asyncio.Future[bool]]
 """The request id of an item, its bytes, and what hears whether they were taken."""
@@ -84,7 +84,7 @@ class Batch:
             for request_id, _, given in batch:
                 if not given.done():
                     status = None if refused is None else refused.get(request_id, 200)
-                    given.set_result(status == 200 or status in USELESS)
+                    given.set_result(status == 200 or status in GONE)
 
     def _next(self) -> list[_Waiting]:
         """Take what goes into one body: the first ones that wait."""

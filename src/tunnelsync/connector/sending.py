@@ -14,9 +14,10 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from tunnelsync import wire
+from tunnelsync.connector.batch import GONE
 from tunnelsync.connector.body import Body
 from tunnelsync.connector.outgoing import Outgoing, Piece
-from tunnelsync.connector.upload import BYTES, GONE, PASSING, Answer, Upload, told
+from tunnelsync.connector.upload import BYTES, PASSING, Answer, Upload, told
 from tunnelsync.errors import (
     BrokenOff,
     ProtocolError,

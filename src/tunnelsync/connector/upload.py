@@ -16,7 +16,7 @@ from yarl import URL
 from tunnelsync import protocol, wire
 from tunnelsync.backoff import jittered
 from tunnelsync.batch import Item
-from tunnelsync.connector.batch import Batch
+from tunnelsync.connector.batch import GONE, Batch
 from tunnelsync.connector.outgoing import PIECE_BYTES, POSSIBLE, Outgoing
 from tunnelsync.connector.proxies import Proxies
 from tunnelsync.dial import CONNECTION_ERRORS, proxy_for, reason
@@ -38,8 +38,6 @@ PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a router, or a proxy in front of it, that another try can turn into a success."""
 BYTES = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}
-GONE = frozenset({404, 410})
-"""Statuses that mean that nobody waits for this request any more."""
 
 
 @dataclass(frozen=True, slots=True)
