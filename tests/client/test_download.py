@@ -1,51 +1,64 @@
 """What a download leaves when it is cut off, crowded out, or out of space."""
 
 import asyncio
+import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from played_router import MAC, Streaming, client, content, framed, played, stream_headers, streamed
+from tunnelsync.client import Fetched
 from tunnelsync.errors import TargetBusy, TargetExists, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES
 
 DATA = content(3 * BLOCK_BYTES)
+SHORT = content(1000)
+PART = "d.tunnelsync.part"
 
 
 async def sending(request: web.Request) -> web.StreamResponse:
     return streamed(DATA)
 
 
-class Waiting:
-    """A router that holds the second block back until it is told."""
+async def sending_short(request: web.Request) -> web.StreamResponse:
+    return streamed(SHORT)
 
-    def __init__(self) -> None:
+
+class Waiting:
+    """A router that holds the second block back, or the end, until it is told."""
+
+    def __init__(self, data: bytes = DATA) -> None:
         self.go = asyncio.Event()
+        self._data = data
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
-        whole = framed(DATA)
-        answer = web.StreamResponse(headers=stream_headers(len(DATA)))
+        whole, first = framed(self._data), min(BLOCK_BYTES, len(self._data)) + 36
+        answer = web.StreamResponse(headers=stream_headers(len(self._data)))
         await answer.prepare(request)
-        await answer.write(whole[: BLOCK_BYTES + 36])
+        await answer.write(whole[:first])
         await self.go.wait()
-        await answer.write(whole[BLOCK_BYTES + 36 :])
+        await answer.write(whole[first:])
         return answer
 
 
 class Begun:
-    """Notes what a progress callback is told; ``first`` is set by the first block."""
+    """Notes what a progress callback is told; ``first`` is set at once, ``block`` by a block."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
+        self.block = asyncio.Event()
         self.told: list[tuple[int, int | None]] = []
 
     def __call__(self, done: int, size: int | None) -> None:
         self.told.append((done, size))
         self.first.set()
+        if done:
+            self.block.set()
 
 
 async def test_progress_tells_the_size_at_once_and_each_block_that_is_written(
@@ -93,6 +106,51 @@ async def test_of_two_at_once_one_wins_whole_and_the_other_says_why(tmp_path: Pa
     assert os.listdir(tmp_path) == ["d"]
 
 
+@asynccontextmanager
+async def short_in_hand(folder: Path) -> AsyncIterator[asyncio.Task[Fetched]]:
+    """Fetch a short dataset whose block has come, but not its end; that comes with the end here."""
+    begun, router = Begun(), Waiting(SHORT)
+    async with played(router) as url, client(url) as ts:
+        task = asyncio.create_task(ts.fetch(MAC, "d", folder, progress=begun))
+        await asyncio.wait_for(begun.block.wait(), 10)
+        yield task
+        router.go.set()
+        await asyncio.wait({task})
+
+
+async def test_a_short_dataset_takes_no_file_before_all_of_it_came(tmp_path: Path) -> None:
+    async with short_in_hand(tmp_path):
+        assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["d"]
+    assert (tmp_path / "d").read_bytes() == SHORT
+
+
+async def test_a_short_dataset_is_not_put_over_what_another_process_writes(tmp_path: Path) -> None:
+    async with short_in_hand(tmp_path) as task:
+        other = os.open(tmp_path / PART, os.O_CREAT | os.O_WRONLY)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        os.write(other, b"theirs")
+    os.close(other)
+    assert isinstance(task.exception(), TargetBusy)
+    assert os.listdir(tmp_path) == [PART]
+    assert (tmp_path / PART).read_bytes() == b"theirs"
+
+
+async def test_what_was_left_meanwhile_is_none_of_a_short_dataset(tmp_path: Path) -> None:
+    async with short_in_hand(tmp_path):
+        (tmp_path / PART).write_bytes(b"left" * 1000)
+    assert os.listdir(tmp_path) == ["d"]
+    assert (tmp_path / "d").read_bytes() == SHORT
+
+
+async def test_a_short_dataset_never_replaces_what_came_there_meanwhile(tmp_path: Path) -> None:
+    async with short_in_hand(tmp_path) as task:
+        (tmp_path / "d").write_bytes(b"new")
+    assert isinstance(task.exception(), TargetExists)
+    assert os.listdir(tmp_path) == ["d"]
+    assert (tmp_path / "d").read_bytes() == b"new"
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a disk of 6 MiB."""
@@ -118,6 +176,29 @@ async def test_b8_a_full_disk_is_a_clear_error_and_what_came_stays_for_the_next_
     assert os.listdir(small_disk) == ["d"]
     assert router.asked == [(0, None), (1, None)]
     assert done.resumed_bytes == BLOCK_BYTES
+
+
+async def test_b8_a_full_disk_keeps_nothing_of_a_short_dataset(small_disk: Path) -> None:
+    full = small_disk / "full"
+    with suppress(OSError), full.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    async with played(sending_short) as url, client(url) as ts:
+        with pytest.raises(WriteFailed, match="the disk is full"):
+            await ts.fetch(MAC, "d", small_disk)
+        assert os.listdir(small_disk) == ["full"]
+        full.unlink()
+        await ts.fetch(MAC, "d", small_disk)
+    assert (small_disk / "d").read_bytes() == SHORT
+
+
+async def test_a_folder_that_cannot_be_written_is_told_before_anything_is_asked(
+    small_disk: Path,
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    async with client("http://127.0.0.1:1") as ts:
+        with pytest.raises(WriteFailed, match="the file system is read-only"):
+            await ts.fetch(MAC, "d", small_disk)
 
 
 async def test_a_name_never_leads_out_of_the_current_folder(

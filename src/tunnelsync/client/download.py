@@ -94,7 +94,7 @@ class Download:
         failed: object = None
         try:
             async with asyncio.TaskGroup() as self._workers:
-                self._workers.create_task(self._work())
+                await self._work()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:

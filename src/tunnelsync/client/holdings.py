@@ -1,10 +1,12 @@
 """What is here of a dataset: blocks that are proven, in their place in the sink, and made to last.
 
-One thread proves and writes; another syncs and keeps the journal, off the receiving path.
+One thread proves and writes; another syncs and keeps the journal, off the receiving path. A short
+dataset of which nothing was left is kept in memory until all of it is proven: it takes one turn of
+the thread, that which publishes it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -13,8 +15,8 @@ from tunnelsync.client.incoming import prove
 from tunnelsync.client.journal import TAKEN_BACK, Kept, Version
 from tunnelsync.client.plan import Plan
 from tunnelsync.client.record import Record
-from tunnelsync.client.target import Sink
-from tunnelsync.client.thread import FileThread, Threads
+from tunnelsync.client.target import Blocks, Sink
+from tunnelsync.client.thread import SHORT_BYTES, FileThread, Result, Threads
 from tunnelsync.errors import DatasetChanged, ProtocolError, VerificationFailed, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
@@ -46,6 +48,8 @@ class Holdings:
         self.given_up = False
         self._left: Kept | None = None
         self._opened = False
+        self._in_memory = False
+        self._short: Sequence[bytes] = ()
         self._published = False
         self._lost: WriteFailed | None = None
         self.ordered = sink.ordered
@@ -54,14 +58,16 @@ class Holdings:
         self._record = record
         self._progress = progress
         self._threads = threads
-        self._files = threads.take()
+        self._files: FileThread | None = None
         self._syncs: FileThread | None = None
         self._unsynced: list[tuple[int, bytes]] = []
         self._next_ordered = 0
 
     async def open(self) -> None:
-        """Open the sink, and begin with what an earlier run has left."""
-        await self._files.call(self._open)
+        """Open the sink, and begin with what an earlier run has left, if there may be anything."""
+        if self._sink.untouched():
+            return
+        await self._call(self._open)
         kept = self._left
         if kept is None or self._is_too_long(kept.version):
             return
@@ -85,11 +91,13 @@ class Holdings:
         if self.version is None:
             self._expect(version)
         self.version = version
-        begin = partial(self._sink.begin, version, tuple(self.plan.held()))
-        if self._left is None:
+        begin = partial(self._begin, version, tuple(self.plan.held()))
+        if self._opened and self._left is None:
             begin()  # which has nothing to do on the disk then
+        elif self._opened or version.size > SHORT_BYTES:
+            await self._call(begin)
         else:
-            await self._files.call(begin)
+            self._in_memory = True
         self.begun, self._left = True, None
         self._tell()
 
@@ -99,7 +107,11 @@ class Holdings:
         Raises `WriteFailed` once the disk has lost what was written before.
         """
         self._see_none_lost()
-        return self._files.call(partial(self._put, claim))
+        if not self._in_memory:
+            return self._call(partial(self._put, claim))
+        proven = asyncio.get_running_loop().create_future()
+        proven.set_result(self._put(claim))
+        return proven
 
     def settle(self, claim: Claimed) -> None:
         """Note that a block is proven and written."""
@@ -148,16 +160,18 @@ class Holdings:
         if self._syncs is not None:
             await self._syncs.call(_nothing)  # what is under way still needs the descriptor
         self._see_none_lost()
-        await self._files.call(partial(self._publish, self.version.modified_ns))
+        await self._call(partial(self._publish, self.version))
 
     async def close(self, *, keep: bool) -> None:
         """Let go of the sink; what is kept of a download that failed is synced before."""
         try:
-            if not self.ordered and not self._published:
+            if not self.ordered and not self._published and self._files is not None:
                 # Where it is ordered, its reader may never take what the thread still writes.
                 await self._let_go(keep=keep)
         finally:
-            if self._published and not self.ordered:
+            if self._files is None:
+                pass
+            elif self._published and not self.ordered:
                 self._threads.give(self._files)
             else:
                 self._files.close()
@@ -165,7 +179,7 @@ class Holdings:
                 self._syncs.close()
 
     async def _let_go(self, *, keep: bool) -> None:
-        await self._files.call(_nothing)  # what was cancelled in the thread ends all the same
+        await self._call(_nothing)  # what was cancelled in the thread ends all the same
         keep = keep and self._sink.lasting and not self._published and self._worth_keeping
         with suppress(WriteFailed):
             if keep:
@@ -175,7 +189,13 @@ class Holdings:
                 self._record.note(f"{kept}: the same command goes on from there")
         if self._syncs is not None:
             await self._syncs.call(_nothing)
-        await self._files.call(partial(self._sink.close, keep=keep))
+        await self._call(partial(self._sink.close, keep=keep))
+
+    def _call(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Run a function in the thread, behind those that were called before."""
+        if self._files is None:
+            self._files = self._threads.take()
+        return self._files.call(function)
 
     @property
     def done_bytes(self) -> int:
@@ -191,7 +211,7 @@ class Holdings:
     @property
     def _worth_keeping(self) -> bool:
         if self.begun:
-            return self.done_bytes > 0
+            return not self._in_memory and self.done_bytes > 0
         # An earlier run's, of which nothing was dropped yet, seen or unseen.
         return self._left is not None or not self._opened
 
@@ -199,8 +219,17 @@ class Holdings:
         self._left = self._sink.open()
         self._opened = True
 
-    def _publish(self, modified_ns: int) -> None:
-        self._sink.publish(modified_ns)
+    def _begin(self, version: Version, blocks: Blocks) -> None:
+        if not self._opened:
+            self._open()  # what somebody has left since is dropped
+        self._sink.begin(version, blocks)
+
+    def _publish(self, version: Version) -> None:
+        if self._in_memory:
+            self._begin(version, ())
+            if self._short:
+                self._sink.write(0, self._short)
+        self._sink.publish(version.modified_ns)
         self._published = True
 
     def _checkpoint(self, blocks: list[tuple[int, bytes]]) -> None:
@@ -231,7 +260,10 @@ class Holdings:
             parts = prove(claim, self.version.size)
         except VerificationFailed:
             return False
-        self._sink.write(claim.index, parts)
+        if self._in_memory:
+            self._short = parts
+        else:
+            self._sink.write(claim.index, parts)
         self._next_ordered = claim.index + 1
         return True
 

@@ -65,6 +65,7 @@ class PartFile:
         self._full: OSError | None = None
         self._synced: list[tuple[int, bytes]] = []
         self._noted = False
+        self._emptied = False
         self._unwritten: Kept | None = None
         self._target = target
         self._part = beside(target, SUFFIX)
@@ -79,16 +80,19 @@ class PartFile:
         """Whether blocks are kept: with a journal."""
         return self._origin is not None
 
+    def untouched(self) -> bool:
+        """Tell that there is no earlier run, nor another process, and a folder to write into."""
+        return not os.path.lexists(self._part) and os.access(self._target.parent, os.W_OK)
+
     def open(self) -> Kept | None:
         """Create and lock the part file, or take it over from an earlier run."""
         with explained(self._part):
             for _ in range(ATTEMPTS):
-                descriptor = self._locked()
-                if descriptor is not None:
-                    self._descriptor = descriptor
-                    kept = None if self._restart else self._kept()
+                found = self._locked()
+                if found is not None:
+                    kept = None if self._restart else self._kept(found)
                     if kept is None:
-                        self._empty()
+                        self._empty(found)
                     return kept
         raise _busy(self._target)
 
@@ -97,13 +101,13 @@ class PartFile:
         journal waits for the first of them: a small dataset never has one."""
         held: Mapping[int, bytes] = dict(blocks)
         with explained(self._journal.path):
+            found = os.fstat(self._descriptor)
             if not held:
-                self._empty()
-            elif os.fstat(self._descriptor).st_size > version.size:
+                self._empty(found)
+            elif found.st_size > version.size:
                 os.ftruncate(self._descriptor, version.size)
             if self._origin is not None:
-                inode = os.fstat(self._descriptor).st_ino
-                self._unwritten = Kept(self._origin, version, inode, held)
+                self._unwritten = Kept(self._origin, version, found.st_ino, held)
                 if held:
                     self._write_journal()
 
@@ -156,7 +160,7 @@ class PartFile:
             self._rename()
             if self._sync:
                 _sync_folder(self._target.parent)
-            if self._origin is not None:
+            if self._origin is not None and self._unwritten is None:
                 self._journal.remove()
         self._close()
 
@@ -165,7 +169,7 @@ class PartFile:
         if self._descriptor < 0:
             return
         try:
-            if not keep and _is_same(self._descriptor, self._part):
+            if not keep and _is_at(self._part, os.fstat(self._descriptor)):
                 self._journal.remove()
                 self._part.unlink(missing_ok=True)
         except OSError:
@@ -173,10 +177,9 @@ class PartFile:
         finally:
             self._close()
 
-    def _kept(self) -> Kept | None:
+    def _kept(self, found: os.stat_result) -> Kept | None:
         """Return what the journal says, as far as the part file bears it out."""
         kept = self._journal.read() if self._origin is not None else None
-        found = os.fstat(self._descriptor)
         if kept is None or kept.origin != self._origin:
             return None
         size = kept.version.size
@@ -201,13 +204,16 @@ class PartFile:
         at = index * BLOCK_BYTES
         return os.pread(self._descriptor, min(BLOCK_BYTES, size - at), at)
 
-    def _empty(self) -> None:
+    def _empty(self, found: os.stat_result) -> None:
         """Drop all that is there, the journal first: it must never speak of other bytes."""
+        if self._emptied:
+            return
         if self._journal.remove():
             _sync_folder(self._target.parent)
-        if os.fstat(self._descriptor).st_size:
+        if found.st_size:
             # Not for an empty one: ext4 writes a file that was once truncated out at its close.
             os.ftruncate(self._descriptor, 0)
+        self._emptied = True
 
     def _rename(self) -> None:
         if self._force:
@@ -226,18 +232,19 @@ class PartFile:
         else:
             self._part.unlink()
 
-    def _locked(self) -> int | None:
-        """Open and lock the part file; None if it was replaced meanwhile."""
+    def _locked(self) -> os.stat_result | None:
+        """Open and lock the part file, and return what it is; None if it was replaced meanwhile."""
         flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self._part, flags, 0o666)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FileExistsError(errno.EEXIST, "it is there, and no regular file")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_same(descriptor, self._part):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise FileExistsError(errno.EEXIST, "it is there, and no regular file")
+            if not _is_at(self._part, found):
                 os.close(descriptor)
                 return None
-            if os.fstat(descriptor).st_nlink > 1:
+            if found.st_nlink > 1:
                 # A run was killed while it gave the file its name: the target is this very file.
                 self._part.unlink()
                 os.close(descriptor)
@@ -249,7 +256,8 @@ class PartFile:
         except BaseException:
             os.close(descriptor)
             raise
-        return descriptor
+        self._descriptor = descriptor
+        return found
 
     def _close(self) -> None:
         self._journal.close()
@@ -257,9 +265,9 @@ class PartFile:
         os.close(descriptor)
 
 
-def _is_same(descriptor: int, path: Path) -> bool:
+def _is_at(path: Path, found: os.stat_result) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
+        return os.path.samestat(found, os.lstat(path))
     except FileNotFoundError:
         return False
 

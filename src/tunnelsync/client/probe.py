@@ -17,6 +17,10 @@ class Nowhere:
     ordered: ClassVar[bool] = False
     lasting: ClassVar[bool] = False
 
+    def untouched(self) -> bool:
+        """Nobody can have left anything."""
+        return True
+
     def open(self) -> None:
         """There is nothing to open, and nothing was left."""
 

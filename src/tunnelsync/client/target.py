@@ -6,6 +6,7 @@ All of it blocks, and is called from the download's own threads.
 import errno
 import os
 import select
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +40,11 @@ class Sink(Protocol):
     def lasting(self) -> bool:
         """Whether blocks are kept."""
 
+    def untouched(self) -> bool:
+        """Tell, without waiting for a disk, that `open` will most likely just do it."""
+
     def open(self) -> Kept | None:
-        """Get ready, before anything is asked for; return what an earlier run has left."""
+        """Get ready; return what an earlier run has left."""
 
     def begin(self, version: Version, blocks: Blocks) -> None:
         """What comes is known now, and these blocks of it are here already."""
@@ -69,8 +73,10 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     if path is not None and not os.fspath(path):
         raise Usage("the name of the file to write is empty", hint="Give a path after -o.")
     target = Path(name if path is None else path)
-    if os.path.isdir(target) or (path is not None and os.fspath(path).endswith("/")):
+    found = _kind(target)
+    if found == stat.S_IFDIR or (path is not None and os.fspath(path).endswith("/")):
         target /= name
+        found = _kind(target)
     with explained(Path("into the current folder")):
         target = Path(os.path.abspath(target))
     if not os.path.isdir(target.parent):
@@ -78,7 +84,7 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
             f"there is no folder {printable(str(target.parent))} to write into",
             hint="Create it first, or choose another place with -o.",
         )
-    if os.path.exists(target) and not os.path.isfile(target):
+    if found not in (0, stat.S_IFREG):
         raise TargetExists(
             f"{printable(str(target))} is not a regular file, and is never replaced",
             hint="Choose another name with -o; `-o -` writes to standard output.",
@@ -86,6 +92,14 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     if not force:
         refuse_existing(target)
     return target
+
+
+def _kind(path: Path) -> int:
+    """Return the type of what is there, as in ``st_mode``; 0 for nothing."""
+    try:
+        return stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return 0
 
 
 def beside(target: Path, suffix: str) -> Path:
@@ -104,6 +118,10 @@ class Descriptor:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+
+    def untouched(self) -> bool:
+        """Nobody knows."""
+        return False
 
     def open(self) -> None:
         """It is open, and nothing in it is known."""
