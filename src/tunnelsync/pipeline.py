@@ -50,9 +50,15 @@ class Pipeline:
         self._versions = versions
         self._key = key
         self._told: set[Cut] = set()
+        self._failed = False
 
     def run(self, offset: int) -> Sequence[Cut]:
-        """Return the segments that are up from this byte on, as many as one answer takes."""
+        """Return the segments that are up from this byte on, as many as one answer takes.
+
+        None once it has failed, for what it has put is being removed.
+        """
+        if self._failed:
+            return ()
         most, digests_bytes = self._settings.answer_segments, self._settings.answer_digests_bytes
         return self.shelf.run(offset, most=most, digests_bytes=digests_bytes)
 
@@ -106,6 +112,7 @@ class Pipeline:
             await self._versions.put_blocks(self._key, bytes(reading.packed), settled, self._set)
         except BaseException as error:
             if not pointed:
+                self._failed = True
                 await asyncio.shield(self._versions.multipart.own(self._remove()))
             if isinstance(error, ExceptionGroup):
                 raise error.exceptions[0] from None

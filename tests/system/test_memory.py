@@ -5,8 +5,10 @@ import socket
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
+import pytest
 
 import raw_http
 from harness import MAC, Process, System, make_file, sparse_file, wait_until
@@ -190,6 +192,31 @@ async def test_buffers_have_one_budget_that_is_given_back(system: System) -> Non
         whole = orjson.dumps({"data": "x" * (2 * MIB - 100)})
         assert (await connector.post("result", whole, request_id=first_id)).status == 200
         assert (await first).body == whole
+        await metric_is(url, name, 0)
+
+
+@pytest.mark.parametrize(("budget", "status"), [(20 * MIB, 200), (12 * MIB, 503)])
+async def test_a_result_that_comes_again_harms_nothing_and_is_not_held(
+    system: System, budget: int, status: int
+) -> None:
+    url = system.router(buffers_bytes=budget).url
+    name = "tunnelsync_buffers_bytes"
+    whole = orjson.dumps({"data": "x" * (8 * MIB)})
+    async with played(url, next(MACS)) as connector:
+        asked = orjson.dumps({"mac": connector.mac, "dataset": "d"})
+        headers = {"Content-Length": str(len(asked)), "Connection": "close"}
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+        writer.write(raw_http.head("POST", "/datasets/request-sync", headers) + asked)
+        request_id = await connector.command("get_dataset")
+        assert (await connector.post("result", whole, request_id=request_id)).status == 200
+        # The client reads nothing yet: the result is held.
+        for _ in range(2):
+            await metric_is(url, name, len(whole))
+            again = await connector.post("result", whole, request_id=request_id)
+            assert again.status == status
+        await metric_is(url, name, len(whole))
+        assert raw_http.parsed(await reader.read()).body == whole
+        writer.close()
         await metric_is(url, name, 0)
 
 

@@ -77,8 +77,11 @@ async def _part(request: web.Request, router: Router, transfer: Transfer) -> web
 async def _read(
     request: web.Request, router: Router, transfer: Transfer
 ) -> AsyncIterator[list[bytes]]:
-    """Read a body under the budget of all buffers; it is held until the transfer ends."""
-    held = 0
+    """Read a body under the budget of all buffers; it is held until the transfer ends.
+
+    One that is sent again, for its answer was lost, is only compared, and harms no transfer.
+    """
+    held, again = 0, transfer.said.result is not None
 
     def hold(count: int) -> None:
         nonlocal held
@@ -94,10 +97,13 @@ async def _read(
         )
     except BaseException as error:
         router.buffers.release(held)
-        if isinstance(error, RouterBusy):
+        if isinstance(error, RouterBusy) and not again:
             transfer.deadline.fail(error)
         raise
-    transfer.at_end(partial(router.buffers.release, held))
+    if again:
+        router.buffers.release(held)
+    else:
+        transfer.at_end(partial(router.buffers.release, held))
 
 
 def _limit_bytes(router: Router, transfer: Transfer) -> int:
