@@ -41,6 +41,7 @@ class Line:
         self.asked: list[int] = []
         self.got: list[int] = []
         self.ranges: list[str] = []
+        self.connections: set[object] = set()
         self.refuse: dict[int, int] = {}
         self.held: dict[int, asyncio.Event] = {}
         self.had: dict[int, asyncio.Event] = {}
@@ -49,6 +50,7 @@ class Line:
     async def store(self, request: web.BaseRequest) -> web.StreamResponse:
         at = int(request.path[1:])
         self.got.append(at)
+        self.connections.add(request.transport)
         if at in self.had:
             self.had[at].set()
         if self.refuse.get(at, 0) > 0:
@@ -131,6 +133,13 @@ async def test_the_next_segment_is_begun_while_one_comes(tmp_path: Path) -> None
         await line.fetch(tmp_path / "d")
     assert (tmp_path / "d").read_bytes() == DATA
     assert line.got == [0, STEP, 2 * STEP, 3 * STEP]
+
+
+async def test_segments_share_connections_for_each_new_one_is_slow(tmp_path: Path) -> None:
+    line = Line()
+    await line.fetch(tmp_path / "d")
+    assert len(line.got) == 4
+    assert len(line.connections) <= 2  # of the one that comes, and of the next
 
 
 async def test_a_next_segment_that_fails_is_told_when_it_is_its_turn(tmp_path: Path) -> None:

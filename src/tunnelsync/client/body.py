@@ -28,13 +28,19 @@ TCP_RTT_AT = 68
 
 
 class Body:
-    """What one answer carries. ``peer`` names its sender in errors: the router, or the store."""
+    """What one answer carries. ``peer`` names its sender in errors: the router, or the store.
 
-    def __init__(self, response: ClientResponse, *, peer: str, idle_seconds: float) -> None:
+    With ``kept`` its connection is wanted again, so that the parser must see the end.
+    """
+
+    def __init__(
+        self, response: ClientResponse, *, peer: str, idle_seconds: float, kept: bool = False
+    ) -> None:
         self._response = response
         self._content = response.content
         self._peer = peer
         self._idle_seconds = idle_seconds
+        self._kept = kept
         self._unread = b""
         self._broken: BrokenOff | None = None
         self._direct: _Direct | None = None
@@ -117,7 +123,9 @@ class Body:
     def _take_over(self) -> None:
         """Read the rest past aiohttp, if it is long, and plain on the socket."""
         connection = self._response.connection
-        if connection is None or connection.protocol is None or self._content.exception():
+        if self._kept or connection is None or connection.protocol is None:
+            return
+        if self._content.exception():
             return
         left = (self._response.content_length or 0) - self._content.total_bytes
         transport = connection.transport

@@ -162,7 +162,7 @@ class _Run:
             piece, tries = await self._reached(at), tries - 1
             until, settings = min(end, piece.end), self._known.link.settings
             async with AsyncExitStack() as stack:
-                getting = pieces.begun(self._session, settings, piece, at, until)
+                getting = pieces.begun(self._session, settings, piece, at, until, more=until < end)
                 try:
                     body = await stack.enter_async_context(getting)
                     return Begun(piece, body, stack.pop_all().aclose)

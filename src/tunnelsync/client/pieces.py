@@ -153,15 +153,16 @@ async def _digests(
 
 @asynccontextmanager
 async def begun(
-    session: ClientSession, settings: ClientSettings, piece: Piece, at: int, end: int
+    session: ClientSession, settings: ClientSettings, piece: Piece, at: int, end: int, *, more: bool
 ) -> AsyncIterator[Body]:
     """Get a piece, or of it the bytes from the one up to the other; its first byte has come.
 
+    With ``more`` pieces to follow the connection is kept: on a long line each new one is slow.
     Raises `StoreUnavailable`, `StoreRefused` or `StoreUntrusted`.
     """
     whole = (at, end) == (piece.offset, piece.end)
     wanted = None if whole else (at - piece.offset, end - piece.offset)
-    async with _get(session, settings, piece.url, wanted) as body:
+    async with _get(session, settings, piece.url, wanted, kept=more) as body:
         with _not_begun():
             await body.peek()
         yield body
@@ -169,7 +170,12 @@ async def begun(
 
 @asynccontextmanager
 async def _get(
-    session: ClientSession, settings: ClientSettings, url: URL, part: tuple[int, int] | None = None
+    session: ClientSession,
+    settings: ClientSettings,
+    url: URL,
+    part: tuple[int, int] | None = None,
+    *,
+    kept: bool = False,
 ) -> AsyncIterator[Body]:
     """Get an object, or of it the bytes from the one offset up to the other."""
     where = f"the store at {url.origin()}"
@@ -191,7 +197,7 @@ async def _get(
             raise StoreRefused(f"{where} gives no parts of an object, so that none can be resumed")
         if response.status != (200 if part is None else 206):
             raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
-        yield Body(response, peer=PEER, idle_seconds=settings.idle_seconds)
+        yield Body(response, peer=PEER, idle_seconds=settings.idle_seconds, kept=kept)
 
 
 def _why(status: int) -> str:
