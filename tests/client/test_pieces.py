@@ -13,6 +13,7 @@ from aiohttp import web
 from played_router import MAC, MODIFIED_NS, content, digests_of, json, played
 from tunnelsync import frames
 from tunnelsync.client import TunnelSync
+from tunnelsync.client.pieces import FAR_SECONDS
 from tunnelsync.errors import (
     BrokenOff,
     DatasetChanged,
@@ -42,6 +43,7 @@ class Line:
         self.got: list[int] = []
         self.ranges: list[str] = []
         self.connections: set[object] = set()
+        self.far_seconds = 0.0
         self.refuse: dict[int, int] = {}
         self.held: dict[int, asyncio.Event] = {}
         self.had: dict[int, asyncio.Event] = {}
@@ -51,6 +53,7 @@ class Line:
         at = int(request.path[1:])
         self.got.append(at)
         self.connections.add(request.transport)
+        await asyncio.sleep(self.far_seconds)
         if at in self.had:
             self.had[at].set()
         if self.refuse.get(at, 0) > 0:
@@ -135,8 +138,9 @@ async def test_the_next_segment_is_begun_while_one_comes(tmp_path: Path) -> None
     assert line.got == [0, STEP, 2 * STEP, 3 * STEP]
 
 
-async def test_segments_share_connections_for_each_new_one_is_slow(tmp_path: Path) -> None:
+async def test_segments_share_connections_to_a_store_that_is_far(tmp_path: Path) -> None:
     line = Line()
+    line.far_seconds = 2 * FAR_SECONDS
     await line.fetch(tmp_path / "d")
     assert len(line.got) == 4
     assert len(line.connections) <= 2  # of the one that comes, and of the next

@@ -5,6 +5,7 @@ The store is not trusted with anything: its addresses must be of those that the 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from tunnelsync.settings import ClientSettings
 PEER = "the store"
 RENEW_AT = 0.9
 """The part of an address's lifetime after which it is not begun with any more."""
+FAR_SECONDS = 0.01
+"""A store that takes so long to answer may be on a long line; one nearby is faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,8 @@ async def begun(
 ) -> AsyncIterator[Body]:
     """Get a piece, or of it the bytes from the one up to the other; its first byte has come.
 
-    With ``more`` pieces to follow the connection is kept: on a long line each new one is slow.
+    With ``more`` pieces to follow a connection to a store that is far is kept: each new one takes
+    some round trips until it is fast. The system knows the way to the next hop alone.
     Raises `StoreUnavailable`, `StoreRefused` or `StoreUntrusted`.
     """
     whole = (at, end) == (piece.offset, piece.end)
@@ -180,6 +184,7 @@ async def _get(
     """Get an object, or of it the bytes from the one offset up to the other."""
     where = f"the store at {url.origin()}"
     headers = {} if part is None else {"Range": f"bytes={part[0]}-{part[1] - 1}"}
+    asked = time.perf_counter()
     async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(settings.idle_seconds):
@@ -197,6 +202,7 @@ async def _get(
             raise StoreRefused(f"{where} gives no parts of an object, so that none can be resumed")
         if response.status != (200 if part is None else 206):
             raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
+        kept = kept and time.perf_counter() - asked >= FAR_SECONDS
         yield Body(response, peer=PEER, idle_seconds=settings.idle_seconds, kept=kept)
 
 
