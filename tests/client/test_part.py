@@ -319,3 +319,26 @@ def test_b8_blocks_that_found_no_room_in_the_journal_are_noted_once_there_is(
     part.checkpoint([])
     part.close(keep=True)
     assert found(target) == {0}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_with_a_sync_the_disk_begins_when_a_block_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    """What is synced at the end is not to wait for the end."""
+    begun: list[tuple[int, int]] = []
+
+    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED  # which writes out what it cannot drop
+        begun.append((offset, length))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    part = part_of(tmp_path / "d", sync=sync)
+    part.open()
+    part.begin(VERSION, ())
+    for index, block in enumerate(BLOCKS):
+        part.write(index, (block[:3], block[3:]))
+    part.publish(0)
+    assert (tmp_path / "d").read_bytes() == DATA
+    whole = [(0, BLOCK_BYTES), (BLOCK_BYTES, BLOCK_BYTES)]  # the rest is synced at once
+    assert begun == (whole if sync else [])

@@ -117,11 +117,17 @@ class PartFile:
             if self._full is not None:
                 raise self._full
             try:
-                write_at(self._descriptor, index * BLOCK_BYTES, parts)
+                size = write_at(self._descriptor, index * BLOCK_BYTES, parts)
             except OSError as error:
                 self._full = error
                 self._cut_off(index)
                 raise
+        if self._sync and size == BLOCK_BYTES and hasattr(os, "posix_fadvise"):
+            # The disk begins now, and not when all has come: it drops, and so first writes out.
+            with suppress(OSError):
+                os.posix_fadvise(
+                    self._descriptor, index * BLOCK_BYTES, size, os.POSIX_FADV_DONTNEED
+                )
 
     def checkpoint(self, blocks: Blocks) -> None:
         """Sync the part file, then note its blocks in the journal.

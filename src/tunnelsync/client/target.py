@@ -157,13 +157,15 @@ def write_all(descriptor: int, parts: Sequence[bytes]) -> None:
                 room.poll()
 
 
-def write_at(descriptor: int, offset: int, parts: Sequence[bytes]) -> None:
-    """Write all the parts one after the other, from an offset of a file on."""
+def write_at(descriptor: int, offset: int, parts: Sequence[bytes]) -> int:
+    """Write all the parts one after the other, from an offset of a file on; return their bytes."""
+    start = offset
     for part in _few(parts):
         rest = memoryview(part)
         while rest:
             count = os.pwrite(descriptor, rest[:WRITE_BYTES], offset)
             rest, offset = rest[count:], offset + count
+    return offset - start
 
 
 def _few(parts: Sequence[bytes]) -> Sequence[bytes]:
