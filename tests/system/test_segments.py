@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from claims import FOREIGN, place
 from harness import (
     MAC,
     Completed,
@@ -24,22 +25,19 @@ from harness import (
     sha256,
     wait_until,
 )
+from held_upload import edit, grow
 from played_connector import played, wanting
 from proxy import in_a_thread
 from s3 import S3Server, s3_server
-from system.test_offload import (
+from store_stage import (
     BUCKET,
-    FOREIGN,
     PREFIXES,
     Shelf,
     altered,
     collected,
-    edit,
     environ,
-    grow,
     offered,
     outside,
-    place,
     running,
     taken,
     told,

@@ -6,7 +6,6 @@ straight from the socket, without aiohttp's parser and its copies, where nothing
 """
 
 import asyncio
-import os
 import socket
 import sys
 import time
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from aiohttp import ClientError, ClientResponse
 
 from tunnelsync.errors import BrokenOff, ProtocolError, Stalled
+from tunnelsync.sockets import dup_of, is_plain
 
 DIRECT_FROM_BYTES = 4 * 1024 * 1024
 """Below so many bytes left, a connection that can be used again is worth more."""
@@ -129,24 +129,21 @@ class Body:
             return
         left = (self._response.content_length or 0) - self._content.total_bytes
         transport = connection.transport
-        if transport is None or transport.is_closing():
-            return
         if left < max(DIRECT_FROM_BYTES, self.round_trip_seconds * DIRECT_BYTES_PER_SECOND):
             return
-        plain = transport.get_extra_info("sslcontext") is None
-        if plain and (found := transport.get_extra_info("socket")) is not None:
+        if is_plain(transport):
             # Nothing is awaited from the read to the pause, so no byte can come in between.
             self._unread = self._content.read_nowait(-1)
             connection.protocol.pause_reading()
-            self._direct = _Direct(found.fileno(), left)
+            self._direct = _Direct(dup_of(transport), left)
             connection.add_callback(self._direct.close)
 
 
 class _Direct:
     """The rest of a body on a socket of our own, so that asyncio lets us wait for it."""
 
-    def __init__(self, descriptor: int, left: int) -> None:
-        self._socket = socket.socket(fileno=os.dup(descriptor))
+    def __init__(self, own: socket.socket, left: int) -> None:
+        self._socket = own
         self._socket.setblocking(False)
         self._left = left
 

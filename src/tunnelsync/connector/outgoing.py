@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.payload import Payload
 
 from tunnelsync.frames import Buffer
+from tunnelsync.sockets import dup_of, is_plain, writable
 
 PIECE_BYTES = 256 * 1024
 """What is handed over at a time."""
@@ -165,7 +166,7 @@ class _FileWay:
             try:
                 sent = os.sendfile(target.fileno(), file, at, end - at)
             except BlockingIOError:
-                await _writable(target)
+                await writable(target)
                 continue
             if not sent:
                 raise OSError("the file ended while it was sent")
@@ -182,7 +183,7 @@ class _FileWay:
         transport = self._writer.transport
         if transport is None:
             raise ConnectionResetError("the connection is gone")
-        if transport.get_extra_info("sslcontext") is not None:
+        if not is_plain(transport):
             return None
         self._writer.send_headers()  # which wait for the first bytes that go by way of aiohttp
         if transport.get_write_buffer_size():
@@ -190,8 +191,7 @@ class _FileWay:
             await self._writer.drain()
             transport.set_write_buffer_limits()
         if self._socket is None:
-            found = transport.get_extra_info("socket")
-            self._socket = socket.socket(fileno=os.dup(found.fileno()))
+            self._socket = dup_of(transport)
         return self._socket
 
 
@@ -201,13 +201,3 @@ def _cached(file: int, at: int) -> bool:
         return os.preadv(file, [bytearray(1)], at, os.RWF_NOWAIT) == 1
     except OSError:
         return False
-
-
-async def _writable(target: socket.socket) -> None:
-    # By its number: of an object that it does not know asyncio makes a text each time.
-    loop, ready, descriptor = asyncio.get_running_loop(), asyncio.Event(), target.fileno()
-    loop.add_writer(descriptor, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_writer(descriptor)

@@ -1,17 +1,17 @@
 """Bytes from one socket to another through a pipe, inside the kernel: never copied to us.
 
-Linux and plain TCP only; a TLS connection, or another system, takes the copying way. Both
-sockets are dup'ed, for asyncio lets nobody else watch the descriptor of a transport.
+Linux and plain TCP only; a TLS connection, or another system, takes the copying way.
 """
 
 import asyncio
 import fcntl
 import os
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
+
+from tunnelsync.sockets import dup_of, is_plain, readable, writable
 
 PIPE_BYTES = 1024 * 1024
 """What is on its way inside the kernel at most; the most that Linux gives without privilege."""
@@ -22,22 +22,15 @@ ends are fast, nothing else would end it."""
 
 def possible(*transports: asyncio.BaseTransport | None) -> bool:
     """Tell whether bytes between these can stay in the kernel."""
-    return hasattr(os, "splice") and all(
-        one is not None
-        and not one.is_closing()
-        and one.get_extra_info("sslcontext") is None
-        and one.get_extra_info("socket") is not None
-        for one in transports
-    )
+    return hasattr(os, "splice") and all(map(is_plain, transports))
 
 
 class Splice:
     """A way from one socket to another, through a pipe that holds ``held`` bytes."""
 
     def __init__(self, source: asyncio.BaseTransport, target: asyncio.BaseTransport) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._source = _dup(source)
-        self._target = _dup(target)
+        self._source = dup_of(source)
+        self._target = dup_of(target)
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.held = 0
@@ -52,7 +45,8 @@ class Splice:
             try:
                 self.held = os.splice(self._source.fileno(), self._in, most, flags=FLAGS)
             except BlockingIOError:
-                await self._ready(self._source, self._loop.add_reader, self._loop.remove_reader)
+                self._in_this_turn = 0
+                await readable(self._source)
             except ConnectionError:
                 return 0
             else:
@@ -64,7 +58,8 @@ class Splice:
             try:
                 count = os.splice(self._out, self._target.fileno(), self.held, flags=FLAGS)
             except BlockingIOError:
-                await self._ready(self._target, self._loop.add_writer, self._loop.remove_writer)
+                self._in_this_turn = 0
+                await writable(self._target)
             else:
                 self.held -= count
                 self._in_this_turn += count
@@ -74,18 +69,6 @@ class Splice:
         """Break the source off; who waits for its bytes sees its end."""
         with suppress(OSError):  # it may be gone already
             self._source.shutdown(socket.SHUT_RDWR)
-
-    async def _ready(
-        self, which: socket.socket, add: Callable[..., Any], remove: Callable[..., Any]
-    ) -> None:
-        self._in_this_turn = 0
-        # By its number: of an object that it does not know asyncio makes a text each time.
-        ready, descriptor = asyncio.Event(), which.fileno()
-        add(descriptor, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            remove(descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -103,8 +86,3 @@ class Splice:
 
 
 FLAGS = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
-
-
-def _dup(transport: asyncio.BaseTransport) -> socket.socket:
-    found = transport.get_extra_info("socket")
-    return socket.socket(fileno=os.dup(found.fileno()))

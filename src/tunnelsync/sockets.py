@@ -1,0 +1,49 @@
+"""The socket of a transport, for who reads or writes it past asyncio.
+
+It is dup'ed, for asyncio lets nobody else watch the descriptor of a transport.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, TypeGuard, TypeVar
+
+Transport = TypeVar("Transport", bound=asyncio.BaseTransport)
+
+
+def is_plain(transport: Transport | None) -> TypeGuard[Transport]:
+    """Tell whether it is open, and its bytes are those on the socket: no TLS."""
+    return (
+        transport is not None
+        and not transport.is_closing()
+        and transport.get_extra_info("sslcontext") is None
+        and transport.get_extra_info("socket") is not None
+    )
+
+
+def dup_of(transport: asyncio.BaseTransport) -> socket.socket:
+    """Return a socket of our own on the same connection; close it."""
+    return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+
+
+async def readable(one: socket.socket) -> None:
+    """Wait until there is something to read."""
+    loop = asyncio.get_running_loop()
+    await _ready(one, loop.add_reader, loop.remove_reader)
+
+
+async def writable(one: socket.socket) -> None:
+    """Wait until there is room to write."""
+    loop = asyncio.get_running_loop()
+    await _ready(one, loop.add_writer, loop.remove_writer)
+
+
+async def _ready(one: socket.socket, add: Callable[..., Any], remove: Callable[..., Any]) -> None:
+    # By its number: of an object that it does not know asyncio makes a text each time.
+    ready, descriptor = asyncio.Event(), one.fileno()
+    add(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(descriptor)
