@@ -55,7 +55,7 @@ class Pipeline:
     def run(self, offset: int) -> Sequence[Cut]:
         """Return the segments that are up from this byte on, as many as one answer takes.
 
-        None once it has failed, for what it has put is being removed.
+        None while what a failed one has put is being removed.
         """
         if self._failed:
             return ()

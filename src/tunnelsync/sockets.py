@@ -27,6 +27,18 @@ def dup_of(transport: asyncio.BaseTransport) -> socket.socket:
     return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
 
 
+def abort(transport: asyncio.WriteTransport | None) -> None:
+    """Break a connection off, if it is still there.
+
+    The transport's own `abort` fails on one that was closed with something left to send, and has
+    sent it since.
+    """
+    if transport is not None:
+        found = transport.get_extra_info("socket")
+        if found is None or found.fileno() >= 0:
+            transport.abort()
+
+
 async def readable(one: socket.socket) -> None:
     """Wait until there is something to read."""
     loop = asyncio.get_running_loop()

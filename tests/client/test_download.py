@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from played_router import MAC, Streaming, client, content, framed, played, stream_headers, streamed
-from tunnelsync.client import Fetched
+from tunnelsync.client import Fetched, Record
 from tunnelsync.errors import TargetBusy, TargetExists, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES
 
@@ -116,6 +116,55 @@ async def short_in_hand(folder: Path) -> AsyncIterator[asyncio.Task[Fetched]]:
         yield task
         router.go.set()
         await asyncio.wait({task})
+
+
+@pytest.mark.parametrize("data", [SHORT, DATA], ids=["short", "long"])
+async def test_who_waits_for_an_answer_holds_the_target(tmp_path: Path, data: bytes) -> None:
+    go = asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await go.wait()
+        return streamed(data)
+
+    async with played(slow) as url, client(url) as ts, asyncio.timeout(20):
+        first = asyncio.create_task(ts.fetch(MAC, "d", tmp_path))
+        while PART not in os.listdir(tmp_path):
+            await asyncio.sleep(0)
+        with pytest.raises(TargetBusy):
+            await ts.fetch(MAC, "d", tmp_path)
+        go.set()
+        await first
+    assert os.listdir(tmp_path) == ["d"]
+    assert (tmp_path / "d").read_bytes() == data
+
+
+async def test_a_target_that_another_takes_before_the_answer_is_left_to_it(tmp_path: Path) -> None:
+    others: list[int] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        others.append(os.open(tmp_path / PART, os.O_CREAT | os.O_WRONLY))
+        fcntl.flock(others[0], fcntl.LOCK_EX)
+        return streamed(DATA)
+
+    record = Record()
+    async with played(answer) as url, client(url) as ts:
+        with pytest.raises(TargetBusy):
+            await ts.fetch(MAC, "d", tmp_path, record=record)
+    os.close(*others)
+    assert os.listdir(tmp_path) == [PART]
+    assert record.notes == []  # nothing is kept that one could go on from
+
+
+async def test_a_target_that_comes_before_the_answer_is_not_replaced(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        (tmp_path / "d").write_bytes(b"new")
+        return streamed(DATA)
+
+    async with played(answer) as url, client(url) as ts:
+        with pytest.raises(TargetExists):
+            await ts.fetch(MAC, "d", tmp_path)
+    assert os.listdir(tmp_path) == ["d"]
+    assert (tmp_path / "d").read_bytes() == b"new"
 
 
 async def test_a_short_dataset_takes_no_file_before_all_of_it_came(tmp_path: Path) -> None:

@@ -251,6 +251,29 @@ async def test_b8_after_a_lost_write_the_journal_claims_nothing_more(
     assert done.resumed_bytes == 0
 
 
+@pytest.mark.parametrize("size", [1000, len(DATA)])
+async def test_b8_what_the_last_sync_lost_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The system tells of a lost write once: the sync after that would be believed."""
+    real, lost, router = os.fsync, list[str](), Streaming(DATA[:size])
+
+    def fsync(descriptor: int) -> None:
+        if not lost:
+            lost.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            raise OSError(errno.EIO, "lost")
+        real(descriptor)
+
+    async with played(router) as url, client(url) as ts:
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(WriteFailed, match="lost"):
+            await ts.fetch(MAC, "d", tmp_path, mode=Mode.STREAM)
+        assert lost == [str(tmp_path / "d.tunnelsync.part")]
+        done = await ts.fetch(MAC, "d", tmp_path, mode=Mode.STREAM)
+    assert done.resumed_bytes == 0
+    assert (tmp_path / "d").read_bytes() == DATA[:size]
+
+
 async def test_b7_cancelled_while_it_gets_its_name_nothing_is_written_to_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,3 +182,14 @@ def test_a_pipe_that_does_not_block_gets_everything(tmp_path: Path) -> None:
         write_all(writer, (data[:7], data[7:]))
         os.close(writer)
     assert copy.read_bytes() == data
+
+
+def test_what_is_no_file_is_never_replaced_by_whatever_way_it_is_named(tmp_path: Path) -> None:
+    """The system follows a link before ``..``, and a path that is made absolute does not."""
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/sub")
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(TargetExists, match="never replaced"):
+        resolve(tmp_path / "link" / ".." / "x", "d", force=True)
+    (tmp_path / "real" / "y").write_bytes(b"elsewhere")
+    assert resolve(f"{tmp_path}/link/../y", "d", force=False) == tmp_path / "y"

@@ -94,7 +94,9 @@ class Download:
         failed: object = None
         try:
             async with asyncio.TaskGroup() as self._workers:
-                await self._work()
+                late = self._workers.create_task(self._here.open_in_time())
+                first = self._workers.create_task(self._work())
+                first.add_done_callback(lambda _: late.cancel())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:

@@ -2,7 +2,7 @@
 
 One thread proves and writes; another syncs and keeps the journal, off the receiving path. A short
 dataset of which nothing was left is kept in memory until all of it is proven: it takes one turn of
-the thread, that which publishes it.
+the thread, that which publishes it. What takes longer locks its target soon.
 """
 
 import asyncio
@@ -15,14 +15,16 @@ from tunnelsync.client.incoming import prove
 from tunnelsync.client.journal import TAKEN_BACK, Kept, Version
 from tunnelsync.client.plan import Plan
 from tunnelsync.client.record import Record
-from tunnelsync.client.target import Blocks, Sink
+from tunnelsync.client.target import Sink
 from tunnelsync.client.thread import SHORT_BYTES, FileThread, Result, Threads
 from tunnelsync.errors import DatasetChanged, ProtocolError, VerificationFailed, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, DIGEST_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
 
 Progress = Callable[[int, int | None], None]
-"""Called on the loop with the bytes that are proven and written, and the size, in bytes."""
+"""Called on the loop with the bytes that are proven and in hand, and the size, in bytes."""
+OPEN_AFTER_SECONDS = 0.25
+"""Who waits longer for an answer holds the lock meanwhile; most short datasets have come."""
 
 
 class Holdings:
@@ -80,6 +82,12 @@ class Holdings:
         self._record.resumed_bytes = self.done_bytes
         self._record.note(f"going on from {self.done_bytes:,} bytes verified before")
 
+    async def open_in_time(self) -> None:
+        """Open the sink after a moment, if the answer has not come by then."""
+        if not self._opened:
+            await asyncio.sleep(OPEN_AFTER_SECONDS)
+            await self._call(self._open)
+
     def forget(self) -> None:
         """Forget what an earlier run left; `begin` drops it from the sink."""
         self._record.resumed_bytes = 0
@@ -102,7 +110,8 @@ class Holdings:
         self._tell()
 
     def put(self, claim: Claimed) -> "asyncio.Future[bool]":
-        """Prove a block and write it, in the thread; False if it is not what it claims to be.
+        """Prove a block and write it, in the thread; False if it is not what it claims to be. A
+        short dataset is proven here and now.
 
         Raises `WriteFailed` once the disk has lost what was written before.
         """
@@ -114,7 +123,7 @@ class Holdings:
         return proven
 
     def settle(self, claim: Claimed) -> None:
-        """Note that a block is proven and written."""
+        """Note that a block is proven, and written or in memory."""
         if self.ordered and claim.index >= self._next_ordered:
             return  # it came behind one that was wrong, and was not written
         self.plan.hold(claim.index, claim.digest)
@@ -184,7 +193,7 @@ class Holdings:
         with suppress(WriteFailed):
             if keep:
                 await self._sync()
-            if keep and self.version is not None:
+            if keep and self.version is not None and self.done_bytes:
                 kept = f"{self.done_bytes:,} verified bytes are kept"
                 self._record.note(f"{kept}: the same command goes on from there")
         if self._syncs is not None:
@@ -216,13 +225,15 @@ class Holdings:
         return self._left is not None or not self._opened
 
     def _open(self) -> None:
-        self._left = self._sink.open()
-        self._opened = True
-
-    def _begin(self, version: Version, blocks: Blocks) -> None:
         if not self._opened:
-            self._open()  # what somebody has left since is dropped
+            self._left = self._sink.open()
+            self._opened = True
+
+    def _begin(self, version: Version, blocks: Sequence[tuple[int, bytes]]) -> None:
+        self._open()
         self._sink.begin(version, blocks)
+        if not blocks:
+            self._left = None  # it is dropped
 
     def _publish(self, version: Version) -> None:
         if self._in_memory:

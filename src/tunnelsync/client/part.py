@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
@@ -81,7 +81,7 @@ class PartFile:
         return self._origin is not None
 
     def untouched(self) -> bool:
-        """Tell that there is no earlier run, nor another process, and a folder to write into."""
+        """Tell that there is no part file, of whomever, and a folder to write into."""
         return not os.path.lexists(self._part) and os.access(self._target.parent, os.W_OK)
 
     def open(self) -> Kept | None:
@@ -99,6 +99,8 @@ class PartFile:
     def begin(self, version: Version, blocks: Blocks) -> None:
         """Write the journal anew; without blocks to start from, the part file is emptied, and the
         journal waits for the first of them: a small dataset never has one."""
+        if not self._force:
+            refuse_existing(self._target)  # which may have come while the answer was waited for
         held: Mapping[int, bytes] = dict(blocks)
         with explained(self._journal.path):
             found = os.fstat(self._descriptor)
@@ -130,20 +132,11 @@ class PartFile:
                 )
 
     def checkpoint(self, blocks: Blocks) -> None:
-        """Sync the part file, then note its blocks in the journal.
-
-        After a sync that failed no other is believed: the system tells of a lost write once.
-        """
+        """Sync the part file, then note its blocks in the journal."""
         if self._origin is None:
             return
         with explained(self._part):
-            if self._lost is not None:
-                raise self._lost
-            try:
-                os.fdatasync(self._descriptor)
-            except OSError as error:
-                self._lost = error
-                raise
+            self._flush(os.fdatasync)
             self._synced += blocks
         with explained(self._journal.path):
             self._write_journal()
@@ -151,6 +144,16 @@ class PartFile:
             if not self._noted:
                 _sync_folder(self._target.parent)
         self._synced, self._noted = [], True
+
+    def _flush(self, sync: Callable[[int], None]) -> None:
+        """Sync the part file. After a failure none is believed: a lost write is told once."""
+        if self._lost is not None:
+            raise self._lost
+        try:
+            sync(self._descriptor)
+        except OSError as error:
+            self._lost = error
+            raise
 
     def _write_journal(self) -> None:
         if self._unwritten is not None:
@@ -162,7 +165,7 @@ class PartFile:
         with explained(self._target):
             os.utime(self._descriptor, ns=(modified_ns, modified_ns))
             if self._sync:
-                os.fsync(self._descriptor)
+                self._flush(os.fsync)
             self._rename()
             if self._sync:
                 _sync_folder(self._target.parent)

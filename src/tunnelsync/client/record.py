@@ -97,7 +97,7 @@ class FetchReceipt:
 
     ``resumed_bytes`` were there from an earlier run, ``received_bytes`` came in this one, blocks
     that were wrong or came twice among them; ``received_seconds`` is when the last block was
-    written, ``seconds`` when all was done.
+    proven, ``seconds`` when all was done.
     """
 
     format: int

@@ -72,13 +72,12 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     name = dataset.rpartition("/")[2]
     if path is not None and not os.fspath(path):
         raise Usage("the name of the file to write is empty", hint="Give a path after -o.")
-    target = Path(name if path is None else path)
+    with explained(Path("into the current folder")):
+        target = Path(os.path.abspath(name if path is None else path))
     found = _kind(target)
     if found == stat.S_IFDIR or (path is not None and os.fspath(path).endswith("/")):
         target /= name
         found = _kind(target)
-    with explained(Path("into the current folder")):
-        target = Path(os.path.abspath(target))
     if not os.path.isdir(target.parent):
         raise Usage(
             f"there is no folder {printable(str(target.parent))} to write into",

@@ -25,6 +25,7 @@ from tunnelsync.router.access import connector_of
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.switchboard import Session, Switchboard
 from tunnelsync.settings import RouterSettings
+from tunnelsync.sockets import abort
 
 log = logging.getLogger("tunnelsync.router")
 
@@ -100,7 +101,7 @@ class SocketLink:
         """Give up a connector that gave none since it was asked."""
         if self._asked and self._transport is not None:
             self.silent = True
-            self._transport.abort()
+            abort(self._transport)
 
     def _put_frame(self, frame: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -142,8 +143,7 @@ class SocketLink:
                     await self._request.writer.drain()
             self._writer = None
         except (TimeoutError, ConnectionError):
-            if self._transport is not None:
-                self._transport.abort()
+            abort(self._transport)
 
     def _next(self) -> bytes:
         """Take the first messages off the queue, as frames."""

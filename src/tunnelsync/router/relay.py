@@ -19,6 +19,7 @@ from tunnelsync.router.said import ResultBody
 from tunnelsync.router.splice import Splice, possible
 from tunnelsync.router.transfer import CLIENT_TAKES, ITS_RETURN, Transfer
 from tunnelsync.settings import RouterSettings
+from tunnelsync.sockets import abort
 
 LAST_WORDS_SECONDS = 5.0
 """How long a client has to take what is left after a failure, before it is cut off."""
@@ -223,8 +224,7 @@ async def _never_clean_unless_whole(
             await _break_off(transfer, request, response, coding, error)
         raise
     except BaseException:
-        if request.transport is not None:
-            request.transport.abort()
+        abort(request.transport)
         raise
 
 
@@ -240,9 +240,9 @@ async def _break_off(
     if transport is None:
         return
     if isinstance(error, Stalled) and transfer.deadline.expected == CLIENT_TAKES:
-        transport.abort()
+        abort(transport)
         return
-    asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, transport.abort)
+    asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, abort, transport)
     if isinstance(response, _Short):
         await response.write(b"")  # its head, if that still waits for the first bytes
     if coding == Coding.BLOCKS and frames.position(transfer.chunks.taken).skip_bytes == 0:

@@ -81,7 +81,7 @@ async def _read(
 
     One that is sent again, for its answer was lost, is only compared, and harms no transfer.
     """
-    held, again = 0, transfer.said.result is not None
+    held = 0
 
     def hold(count: int) -> None:
         nonlocal held
@@ -89,15 +89,17 @@ async def _read(
         held += count
 
     try:
-        yield await read_parts(
+        parts = await read_parts(
             request,
             limit_bytes=_limit_bytes(router, transfer),
             idle_seconds=router.settings.idle_seconds,
             count=hold,
         )
+        again = transfer.said.result is not None
+        yield parts
     except BaseException as error:
         router.buffers.release(held)
-        if isinstance(error, RouterBusy) and not again:
+        if isinstance(error, RouterBusy) and transfer.said.result is None:
             transfer.deadline.fail(error)
         raise
     if again:

@@ -2,6 +2,7 @@
 
 import asyncio
 from email.utils import formatdate
+from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
@@ -33,6 +34,7 @@ from tunnelsync.router.context import ROUTER
 from tunnelsync.router.relay import relay, start
 from tunnelsync.router.said import Reply
 from tunnelsync.router.transfer import Transfer
+from tunnelsync.sockets import abort
 from tunnelsync.transfer import State
 
 Words = TypeVar("Words", protocol.Init, protocol.Complete)
@@ -176,7 +178,7 @@ async def chunk(request: web.Request) -> web.Response:
         offset=number_in(request, "offset"),
         length=request.content_length,
         content=request.content,
-        abort=transport.abort,
+        abort=partial(abort, transport),
         done=asyncio.get_running_loop().create_future(),
         protocol=request.protocol,
         after=number_in(request, "after") if "after" in request.query else None,
