@@ -85,6 +85,9 @@ class Client:
         await self.room.wait()
         self.whole = not self.cut
 
+    def get_extra_info(self, name: str) -> None:
+        """It has no socket."""
+
     def abort(self) -> None:
         self.cut = self.cut or not self.whole
 
