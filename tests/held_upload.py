@@ -13,7 +13,7 @@ import pytest
 
 from harness import MAC, Process, System, sparse_file, wait_until
 from s3 import S3Server
-from store_stage import PREFIXES, SECONDS, Shelf, environ, running
+from store_stage import PREFIXES, SECONDS, Fetching, Shelf, environ, running
 from tunnelsync.settings import MIB
 
 HOLD_AFTER = 1 * MIB
@@ -114,7 +114,7 @@ def gate(server: S3Server) -> Iterator[Gate]:
 
 
 @dataclass(slots=True)
-class Held:
+class Held(Fetching):
     """A connector whose way to the store has a gate, and what came of each test's dataset."""
 
     system: System
@@ -122,16 +122,6 @@ class Held:
     shelf: Shelf
     name: str = ""
     puts_before: int = 0
-
-    @property
-    def source(self) -> Path:
-        """The dataset."""
-        return self.system.tmp_path / "datasets" / self.name
-
-    @property
-    def target(self) -> Path:
-        """Where the client was told to write it."""
-        return self.system.tmp_path / f"{self.name} out"
 
     @property
     def puts(self) -> int:
@@ -184,22 +174,5 @@ def held(
         yield made
 
 
-def grow(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
 def shrink(path: Path) -> None:
     os.truncate(path, 1 * MIB)
-
-
-def edit(path: Path) -> None:
-    found = path.stat()
-    with path.open("r+b") as file:
-        file.write(b"other")
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
-def swap(path: Path) -> None:
-    other = sparse_file(path.with_name("other"), path.stat().st_size, {0: b"another version"})
-    other.replace(path)

@@ -70,6 +70,24 @@ class Shelf:
         self.client.put_object(Bucket=BUCKET, Key=key, Body=data, Metadata=with_what)
 
 
+class Fetching:
+    """One dataset of a connector, and where a client was told to write it."""
+
+    __slots__ = ()
+    system: System
+    name: str
+
+    @property
+    def source(self) -> Path:
+        """The dataset."""
+        return self.system.tmp_path / "datasets" / self.name
+
+    @property
+    def target(self) -> Path:
+        """Where it is fetched to."""
+        return self.system.tmp_path / f"{self.name} out"
+
+
 @pytest.fixture(scope="module")
 def outside(store_server: S3Server) -> Any:
     """A client that looks at the store without our code, in a bucket that keeps versions."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from changes import edit, grow, swap
 from harness import MAC, System, make_file, sha256, sparse_file, wait_until
 from held import HeldGet
 from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX
@@ -111,24 +112,7 @@ def shrink(path: Path) -> None:
     os.truncate(path, 16 * MIB)
 
 
-def grow(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
-def edit(path: Path) -> None:
-    found = path.stat()
-    with path.open("r+b") as file:
-        file.write(b"other")
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
-def replace(path: Path) -> None:
-    other = sparse_file(path.with_name("other"), BIG, {0: b"another version"})
-    other.replace(path)
-
-
-@pytest.mark.parametrize("change", [shrink, grow, edit, replace])
+@pytest.mark.parametrize("change", [shrink, grow, edit, swap])
 def test_b2_a_dataset_that_changes_while_it_is_read(
     system: System, out: Path, zero_copy: bool, change: Callable[[Path], None]
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from changes import edit, grow
 from claims import FOREIGN, place
 from harness import (
     MAC,
@@ -25,13 +26,13 @@ from harness import (
     sha256,
     wait_until,
 )
-from held_upload import edit, grow
 from played_connector import played, wanting
 from proxy import in_a_thread
 from s3 import S3Server, s3_server
 from store_stage import (
     BUCKET,
     PREFIXES,
+    Fetching,
     Shelf,
     altered,
     collected,
@@ -59,7 +60,7 @@ NAMES = (f"d{n}" for n in count())
 
 
 @dataclass(slots=True)
-class Line:
+class Line(Fetching):
     """A connector whose way to the store has a valve, and one dataset of it."""
 
     system: System
@@ -68,16 +69,6 @@ class Line:
     server: S3Server
     store: dict[str, str]
     name: str = ""
-
-    @property
-    def source(self) -> Path:
-        """The dataset."""
-        return self.system.tmp_path / "datasets" / self.name
-
-    @property
-    def target(self) -> Path:
-        """Where a client was told to write it."""
-        return self.system.tmp_path / f"{self.name} out"
 
     def prepare(self, size: int = SIZE, *, held: bool = False) -> None:
         """Make a new dataset, and with ``held`` let no more than its first segment pass."""

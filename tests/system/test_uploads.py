@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from changes import edit, grow, swap
 from harness import MAC, sha256, wait_until
-from held_upload import Held, edit, grow, held, holding, shrink, swap
+from held_upload import Held, held, holding, shrink
 from played_connector import wanting
 from s3 import S3Server, age_seconds
 from store_stage import BUCKET, SECONDS, Shelf, outside, shelf, taken

@@ -50,8 +50,8 @@ class Holdings:
         self.given_up = False
         self._left: Kept | None = None
         self._opened = False
-        self._in_memory = False
-        self._short: Sequence[bytes] = ()
+        self._short: Sequence[bytes] | None = None
+        """What is kept in memory, where it is."""
         self._published = False
         self._lost: WriteFailed | None = None
         self.ordered = sink.ordered
@@ -105,7 +105,7 @@ class Holdings:
         elif self._opened or version.size > SHORT_BYTES:
             await self._call(begin)
         else:
-            self._in_memory = True
+            self._short = ()
         self.begun, self._left = True, None
         self._tell()
 
@@ -116,7 +116,7 @@ class Holdings:
         Raises `WriteFailed` once the disk has lost what was written before.
         """
         self._see_none_lost()
-        if not self._in_memory:
+        if self._short is None:
             return self._call(partial(self._put, claim))
         proven = asyncio.get_running_loop().create_future()
         proven.set_result(self._put(claim))
@@ -173,14 +173,14 @@ class Holdings:
 
     async def close(self, *, keep: bool) -> None:
         """Let go of the sink; what is kept of a download that failed is synced before."""
+        if self._files is None:
+            return  # nothing was asked of the sink
         try:
-            if not self.ordered and not self._published and self._files is not None:
+            if not self.ordered and not self._published:
                 # Where it is ordered, its reader may never take what the thread still writes.
                 await self._let_go(keep=keep)
         finally:
-            if self._files is None:
-                pass
-            elif self._published and not self.ordered:
+            if self._published and not self.ordered:
                 self._threads.give(self._files)
             else:
                 self._files.close()
@@ -220,7 +220,7 @@ class Holdings:
     @property
     def _worth_keeping(self) -> bool:
         if self.begun:
-            return not self._in_memory and self.done_bytes > 0
+            return self._short is None and self.done_bytes > 0
         # An earlier run's, of which nothing was dropped yet, seen or unseen.
         return self._left is not None or not self._opened
 
@@ -236,7 +236,7 @@ class Holdings:
             self._left = None  # it is dropped
 
     def _publish(self, version: Version) -> None:
-        if self._in_memory:
+        if self._short is not None:
             self._begin(version, ())
             if self._short:
                 self._sink.write(0, self._short)
@@ -271,10 +271,10 @@ class Holdings:
             parts = prove(claim, self.version.size)
         except VerificationFailed:
             return False
-        if self._in_memory:
-            self._short = parts
-        else:
+        if self._short is None:
             self._sink.write(claim.index, parts)
+        else:
+            self._short = parts
         self._next_ordered = claim.index + 1
         return True
 

@@ -47,16 +47,12 @@ def _held(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]
     """Hold an item's body from now until its transfer ends, if the block takes it."""
     again = transfer.said.result is not None  # then it is held already
     budget.take(size_bytes)
-    release = partial(budget.release, size_bytes)
     try:
         yield
     except BaseException:
-        release()
+        budget.release(size_bytes)
         raise
-    if again:
-        release()
-    else:
-        transfer.at_end(release)
+    results.give_back(budget, transfer, size_bytes, again=again)
 
 
 def _take(transfer: Transfer, item: Item, body: bytes) -> None:

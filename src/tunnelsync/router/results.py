@@ -14,7 +14,7 @@ from tunnelsync import protocol, wire
 from tunnelsync.errors import BadRequest, RouterBusy, TransferGone, TunnelSyncError, WrongOffset
 from tunnelsync.router.access import connector_of
 from tunnelsync.router.bodies import error_answer, json_answer, number_in, read_parts, too_large
-from tunnelsync.router.context import ROUTER, Router
+from tunnelsync.router.context import ROUTER, Budget, Router
 from tunnelsync.router.said import Gathered, ResultBody
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.transfer import State
@@ -102,10 +102,15 @@ async def _read(
         if isinstance(error, RouterBusy) and transfer.said.result is None:
             transfer.deadline.fail(error)
         raise
+    give_back(router.buffers, transfer, held, again=again)
+
+
+def give_back(budget: Budget, transfer: Transfer, size_bytes: int, *, again: bool) -> None:
+    """Release the bytes of an answer when its transfer ends, or now if another copy is held."""
     if again:
-        router.buffers.release(held)
+        budget.release(size_bytes)
     else:
-        transfer.at_end(partial(router.buffers.release, held))
+        transfer.at_end(partial(budget.release, size_bytes))
 
 
 def _limit_bytes(router: Router, transfer: Transfer) -> int:
