@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,19 @@ from typing import Any
 import orjson
 import pytest
 
-from harness import MAC, Process, System, make_file, sha256, wait_until
+from harness import MAC, Connector, Process, Router, System, make_file, sha256, wait_until
+from proxy import in_a_thread
 from tunnelsync.client.journal import Journal
 from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.settings import MIB
+from valve import Valve
 
 SIZE = 512 * MIB + 7
 SOON = {"journal_seconds": 0.05}
 """A journal that is written often, so that a test need not wait for it."""
+HELD_AFTER = SIZE // 4
+"""So much of a dataset passes the line to the router; the rest waits until a test has seen it."""
 
 
 @pytest.fixture
@@ -33,6 +37,21 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def source(system: System) -> Path:
     return make_file(system.tmp_path / "datasets" / "big", SIZE)
+
+
+@pytest.fixture
+def line() -> Iterator[Valve]:
+    """The line from a connector to its router, on which most of a dataset waits if it is held."""
+    with in_a_thread(Valve(0)) as valve:
+        yield valve
+
+
+def connected(system: System, line: Valve, **env: Any) -> tuple[Router, Connector]:
+    """Start a router, and a connector whose line to it is held."""
+    router = system.router(**env)
+    line.target_port = router.port
+    line.hold(HELD_AFTER)
+    return router, system.connector(TUNNELSYNC_ROUTER=line.url)
 
 
 def journaled(target: Path, since_ns: int = 0) -> int:
@@ -57,13 +76,13 @@ def fetching(system: System, target: Path, *args: str, **env: Any) -> Process:
     return system.start(*words, **{**SOON, **env})
 
 
-def cut_off(system: System, target: Path) -> int:
+def cut_off(system: System, line: Valve, target: Path) -> int:
     """Start router and connector, kill a fetch midway; return how many of its blocks are safe."""
-    system.router()
-    system.connector()
+    connected(system, line)
     fetch = fetching(system, target)
     begun(target, fetch)
     fetch.kill()
+    line.release()
     return journaled(target)
 
 
@@ -87,13 +106,13 @@ def assert_whole(target: Path, source: Path) -> None:
 
 
 def test_b1_what_came_before_the_connector_died_is_not_fetched_again(
-    system: System, out: Path, source: Path
+    system: System, line: Valve, out: Path, source: Path
 ) -> None:
-    system.router(resume_seconds=0.5)
-    connector = system.connector()
+    _, connector = connected(system, line, resume_seconds=0.5)
     fetch = fetching(system, out / "big")
     begun(out / "big", fetch)
     connector.kill()
+    line.release()
     assert fetch.wait(30) == 7, fetch.log
     assert "verified bytes are kept" in fetch.log
     assert not (out / "big").exists()
@@ -106,9 +125,9 @@ def test_b1_what_came_before_the_connector_died_is_not_fetched_again(
 
 
 def test_b3_a_dataset_that_changed_since_starts_over_and_says_so(
-    system: System, out: Path, source: Path
+    system: System, line: Valve, out: Path, source: Path
 ) -> None:
-    cut_off(system, out / "big")
+    cut_off(system, line, out / "big")
     make_file(source, SIZE - BLOCK_BYTES, seed=1)
     receipt = fetched(system, out / "big")
     assert receipt["notes"][1] == "the dataset has changed since: starting over"
@@ -149,12 +168,13 @@ def altered_copy(part: Path, journal: Path) -> None:
 )
 def test_b4_a_part_is_trusted_no_further_than_its_digests_prove(
     system: System,
+    line: Valve,
     out: Path,
     source: Path,
     spoil: Callable[[Path, Path], None],
     kept: Callable[[int], int],
 ) -> None:
-    safe = cut_off(system, out / "big")
+    safe = cut_off(system, line, out / "big")
     spoil(out / f"big{SUFFIX}", out / f"big{JOURNAL_SUFFIX}")
     receipt = fetched(system, out / "big")
     assert receipt["resumed_bytes"] == kept(safe) * BLOCK_BYTES
@@ -186,29 +206,29 @@ def test_b7_a_client_killed_at_any_moment_leaves_the_old_file_or_the_new(
 
 
 def test_b10_two_clients_write_one_target_and_the_second_is_told_which(
-    system: System, out: Path, source: Path
+    system: System, line: Valve, out: Path, source: Path
 ) -> None:
-    system.router()
-    system.connector()
+    connected(system, line)
     first = fetching(system, out / "big")
     begun(out / "big", first)
     second = system.cli("fetch", MAC, "big", "-o", out / "big")
     assert second.code == 4
     assert f"another process ({first.pid}) is writing" in second.err
+    line.release()
     assert first.wait(60) == 0, first.log
     assert_whole(out / "big", source)
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_b11_a_router_that_restarts_is_waited_for(
-    system: System, out: Path, source: Path, how: str
+    system: System, line: Valve, out: Path, source: Path, how: str
 ) -> None:
-    router = system.router(drain_seconds=0)
-    system.connector()
+    router, _ = connected(system, line, drain_seconds=0)
     fetch = fetching(system, out / "big", retry_for_seconds=60)
     begun(out / "big", fetch)
     router.send(signal.SIGKILL if how == "kill" else signal.SIGTERM)
     router.wait()
+    line.release()
     system.router(port=router.port)
     assert fetch.wait(60) == 0, fetch.log
     assert "trying again in" in fetch.log
@@ -216,13 +236,13 @@ def test_b11_a_router_that_restarts_is_waited_for(
 
 
 def test_b11_a_connector_that_is_away_for_a_moment_is_waited_for(
-    system: System, out: Path, source: Path
+    system: System, line: Valve, out: Path, source: Path
 ) -> None:
-    system.router(resume_seconds=0.5, return_grace_seconds=0.5)
-    connector = system.connector()
+    _, connector = connected(system, line, resume_seconds=0.5, return_grace_seconds=0.5)
     fetch = fetching(system, out / "big", retry_for_seconds=60)
     begun(out / "big", fetch)
     connector.kill()
+    line.release()
     fetch.wait_for_line("trying again in")
     system.connector()
     assert fetch.wait(60) == 0, fetch.log
@@ -253,13 +273,13 @@ def test_stdout_goes_on_after_a_break_and_gets_each_byte_once(
 
 @pytest.mark.parametrize("args", [("--no-resume",), ("--restart",)])
 def test_what_was_kept_is_dropped_when_that_is_asked_for(
-    system: System, out: Path, source: Path, args: tuple[str, ...]
+    system: System, line: Valve, out: Path, source: Path, args: tuple[str, ...]
 ) -> None:
-    system.router(resume_seconds=0.5)
-    connector = system.connector()
+    _, connector = connected(system, line, resume_seconds=0.5)
     fetch = fetching(system, out / "big")
     begun(out / "big", fetch)
     fetch.kill()
+    line.hold(HELD_AFTER)
     began_ns = (out / f"big{JOURNAL_SUFFIX}").stat().st_ctime_ns + 1
     again = fetching(system, out / "big", *args)
     if args == ("--no-resume",):
@@ -267,6 +287,7 @@ def test_what_was_kept_is_dropped_when_that_is_asked_for(
     else:
         wait_until(lambda: journaled(out / "big", began_ns), 30, "a journal of its own")
     connector.kill()
+    line.release()
     assert again.wait(30) in (5, 7), again.log
     assert "going on from" not in again.log
     left = {one.name for one in out.iterdir()}
