@@ -2,8 +2,13 @@
 
 import asyncio
 import socket
+from pathlib import Path
+
+import pytest
 
 from tunnelsync import sockets
+
+CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 
 async def test_a_connection_that_was_closed_with_something_to_send_can_be_aborted_later() -> None:
@@ -40,3 +45,32 @@ async def test_a_connection_that_is_there_is_broken_off() -> None:
         assert await loop.sock_recv(theirs, 1) == b""
     assert not sockets.is_plain(transport)
     theirs.close()
+
+
+def control_of(one: socket.socket) -> str:
+    found = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    return found.rstrip(b"\0").decode()
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "before", "after"),
+    [
+        ("127.0.0.1", "127.0.0.1", "bbr", "reno"),
+        ("127.0.0.1", "127.0.0.1", "cubic", "cubic"),
+        ("127.0.0.1", "127.0.0.2", "bbr", "bbr"),
+    ],
+)
+async def test_only_what_stays_on_this_machine_is_not_paced(
+    here: str, there: str, before: str, after: str
+) -> None:
+    known = CONTROLS.read_text().split() if CONTROLS.exists() else []
+    if before not in known:
+        pytest.skip(f"this system has no congestion control {before}")
+    with socket.create_server((there, 0)) as server:
+        own = socket.create_connection(server.getsockname(), source_address=(here, 0))
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, before.encode())
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, own)
+        with sockets.dup_of(transport) as dup:
+            assert control_of(dup) == control_of(own) == after
+        transport.close()

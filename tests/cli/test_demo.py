@@ -62,7 +62,7 @@ def processes(place: Path) -> dict[int, str]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             works_here = f"TMPDIR={place}".encode() in (folder / "environ").read_bytes()
-            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if works_here and words:  # one that has ended and is not yet waited for has none

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from aiohttp import ClientError, ClientResponse
 
@@ -23,6 +24,8 @@ DIRECT_BYTES_PER_SECOND = 20_000_000_000
 """The same for each second of round trip: a new connection costs some ten of them until it is as
 fast as the old one, and what is read past aiohttp saves half a millisecond for each MB."""
 DIRECT_READ_BYTES = 1024 * 1024
+KEPT_BYTES = 16 * 1024 * 1024
+"""More than the blocks of a stream that are in hand."""
 TCP_RTT_AT = 68
 """Where ``tcpi_rtt``, in microseconds, stands in Linux's ``struct tcp_info``."""
 
@@ -146,6 +149,7 @@ class _Direct:
         self._socket = own
         self._socket.setblocking(False)
         self._left = left
+        keep_memory()
 
     async def read(self) -> bytes:
         if not self._left:
@@ -160,6 +164,16 @@ class _Direct:
     def close(self) -> None:
         """Let go of it, when the response lets go of its connection."""
         self._socket.close()
+
+
+@cache
+def keep_memory() -> None:
+    """Have glibc keep the memory of one block for the next, and not give it back in between.
+
+    It keeps twice as much as the largest that was freed so far (mallopt(3), M_MMAP_THRESHOLD),
+    of which not a page need ever have been touched.
+    """
+    bytes(KEPT_BYTES)
 
 
 @contextmanager
