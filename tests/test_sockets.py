@@ -5,10 +5,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from tunnelsync import sockets
+from tunnelsync.dial import http_session
 
-CONTROLS = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+SYSTEM = Path("/proc/sys/net/ipv4")
 
 
 async def test_a_connection_that_was_closed_with_something_to_send_can_be_aborted_later() -> None:
@@ -47,6 +49,11 @@ async def test_a_connection_that_is_there_is_broken_off() -> None:
     theirs.close()
 
 
+def setting(name: str) -> list[str]:
+    file = SYSTEM / name
+    return file.read_text().split() if file.exists() else []
+
+
 def control_of(one: socket.socket) -> str:
     found = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
     return found.rstrip(b"\0").decode()
@@ -63,8 +70,7 @@ def control_of(one: socket.socket) -> str:
 async def test_only_what_stays_on_this_machine_is_not_paced(
     here: str, there: str, before: str, after: str
 ) -> None:
-    known = CONTROLS.read_text().split() if CONTROLS.exists() else []
-    if before not in known:
+    if before not in setting("tcp_available_congestion_control"):
         pytest.skip(f"this system has no congestion control {before}")
     with socket.create_server((there, 0)) as server:
         own = socket.create_connection(server.getsockname(), source_address=(here, 0))
@@ -74,3 +80,35 @@ async def test_only_what_stays_on_this_machine_is_not_paced(
         with sockets.dup_of(transport) as dup:
             assert control_of(dup) == control_of(own) == after
         transport.close()
+
+
+@pytest.mark.skipif(
+    setting("tcp_congestion_control") != ["bbr"], reason="this system does not pace connections"
+)
+async def test_a_connection_that_we_make_to_this_machine_is_never_paced() -> None:
+    seen = asyncio.Event()
+
+    async def hello(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await seen.wait()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", hello)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    where = runner.addresses[0]
+    async with (
+        http_session(
+            connections=1, connect_seconds=10, dead_after_seconds=30, read_bytes=65536
+        ) as session,
+        session.get(f"http://127.0.0.1:{where[1]}/") as response,
+    ):
+        assert response.connection is not None
+        transport = response.connection.transport
+        assert transport is not None
+        assert control_of(transport.get_extra_info("socket")) == "reno"
+        seen.set()
+    await runner.cleanup()

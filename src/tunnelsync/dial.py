@@ -20,6 +20,7 @@ from tunnelsync import __version__
 from tunnelsync.address import is_loopback
 from tunnelsync.errors import BadSetting
 from tunnelsync.settings import Secret
+from tunnelsync.sockets import unpace
 
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 """What a request can fail with, besides an answer."""
@@ -36,8 +37,10 @@ async def http_session(
     """
 
     def dial(info: Any) -> socket.socket:
-        family, kind, proto, _, _ = info
+        family, kind, proto, _, address = info
         sock = socket.socket(family, kind, proto)
+        if is_loopback(address[0]):
+            unpace(sock)
         _keep_alive(sock, dead_after_seconds)
         return sock
 

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard, TypeVar
 
 Transport = TypeVar("Transport", bound=asyncio.BaseTransport)
 
+IP = (socket.AF_INET, socket.AF_INET6)
 PACED = b"bbr"
 UNPACED = b"reno"
 """A congestion control that every Linux has, and lets everybody take."""
@@ -30,21 +31,21 @@ def is_plain(transport: Transport | None) -> TypeGuard[Transport]:
 def dup_of(transport: asyncio.BaseTransport) -> socket.socket:
     """Return a socket of our own on the same connection, for many bytes; close it."""
     own = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-    _unpace(own)
+    with suppress(OSError):  # it is not connected any more
+        if own.family in IP and own.getsockname()[0] == own.getpeername()[0]:
+            unpace(own)
     return own
 
 
-def _unpace(one: socket.socket) -> None:
-    """Have the system not pace what stays on this machine, where there is no line to spare.
+def unpace(one: socket.socket) -> None:
+    """Have the system not pace a connection that stays on this machine: there is no line to spare.
 
-    BBR sets a timer for every 64 KiB, which took a quarter of the CPU of a whole stream.
+    BBR sets a timer for every 64 KiB, which took a quarter of the CPU of a whole stream. Before
+    the connection is there it needs none at all.
     """
-    if not hasattr(socket, "TCP_CONGESTION") or one.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    with suppress(OSError):  # not connected any more, or not allowed
-        stays_here = one.getsockname()[0] == one.getpeername()[0]
+    with suppress(AttributeError, OSError):  # no Linux; not allowed
         control = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-        if stays_here and control.startswith(PACED):
+        if control.startswith(PACED):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
 
 
