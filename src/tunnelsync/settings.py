@@ -4,8 +4,9 @@
 what it does not know. It reads no file and no environment itself: the command line does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 from tunnelsync.errors import BadSetting
@@ -289,7 +290,8 @@ def _check_toml(toml: Mapping[str, Any]) -> None:
             raise BadSetting(f"[{table}] in the settings file is not a table")
         for key in keys:
             if key not in known[table]:
-                raise BadSetting(f"unknown setting {key!r} in [{table}] of the settings file")
+                what = f"unknown setting {key!r} in [{table}] of the settings file"
+                raise BadSetting(what, hint=_meant(key, known[table]))
 
 
 def _check_environ(environ: Mapping[str, str]) -> None:
@@ -297,7 +299,14 @@ def _check_environ(environ: Mapping[str, str]) -> None:
     known |= {PREFIX + name for name in NOT_SETTINGS}
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
-            raise BadSetting(f"unknown setting {name} in the environment")
+            what = f"unknown setting {name} in the environment"
+            raise BadSetting(what, hint=_meant(name, known))
+
+
+def _meant(name: str, known: Iterable[str]) -> str | None:
+    """Return the hint for a name that is nearly one of those that are known."""
+    near = get_close_matches(name, known, 1, 0.8)
+    return f"Did you mean {near[0]}? {BadSetting.next_step}" if near else None
 
 
 def _convert(spec: Field[Any], value: Any, where: str) -> Any:

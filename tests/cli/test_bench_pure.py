@@ -26,7 +26,8 @@ from tunnelsync.cli.bench_plan import (
     pieces,
     side_by_side,
 )
-from tunnelsync.cli.bench_report import bar, lines, rate
+from tunnelsync.cli.bench_report import bar, lines
+from tunnelsync.cli.output import rate
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import Mode
 from tunnelsync.settings import GIB, MIB

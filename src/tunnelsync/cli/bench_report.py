@@ -14,6 +14,7 @@ from tunnelsync.cli.bench_figures import (
     size,
 )
 from tunnelsync.cli.bench_plan import Dataset
+from tunnelsync.cli.output import rate
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 """A cell of a bar, filled by so many eighths."""
@@ -93,12 +94,6 @@ def _barred(
     for row, text in zip(rows, cells, strict=True):
         drawn = bar(row.bytes_per_second / fastest, space, ascii_only=ascii_only)
         yield f"{text}  {drawn}".rstrip()
-
-
-def rate(bytes_per_second: float) -> str:
-    """Return a rate in MB/s (10**6 bytes) with about three digits."""
-    value = bytes_per_second / 1e6
-    return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
 def bar(part: float, width: int, *, ascii_only: bool) -> str:

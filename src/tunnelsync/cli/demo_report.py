@@ -63,7 +63,7 @@ def _cells(row: Row) -> Iterator[str]:
     yield row.dataset
     yield f"{row.size_bytes / MIB:.0f} MiB" if row.size_bytes >= MIB else _kib(row.size_bytes)
     yield "-" if row.seconds is None else f"{row.seconds:.2f}"
-    yield "-" if row.megabytes_per_second is None else f"{row.megabytes_per_second:.0f}"
+    yield "-" if row.megabytes_per_second is None else output.rate(row.megabytes_per_second * 1e6)
     yield "-" if row.first_byte_seconds is None else f"{row.first_byte_seconds * 1000:.0f} ms"
     yield "-" if row.router_peak_bytes is None else f"{row.router_peak_bytes / MIB:.0f} MiB"
 

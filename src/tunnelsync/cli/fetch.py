@@ -195,7 +195,7 @@ def _summary(fetched: Fetched) -> str:
     return ", ".join(
         [
             f"{output.shown_name(name)}: {fetched.bytes:,} bytes in {fetched.seconds:.2f} s",
-            f"{fetched.megabytes_per_second:,.0f} MB/s",
+            f"{output.rate(fetched.megabytes_per_second * 1e6)} MB/s",
             *([f"{fetched.resumed_bytes:,} from before"] if fetched.resumed_bytes else []),
             *([f"{fetched.repaired_blocks} repaired"] if fetched.repaired_blocks else []),
             *([f"{fetched.retries} retries"] if fetched.retries else []),

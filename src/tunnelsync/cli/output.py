@@ -61,6 +61,12 @@ def shown_name(name: str) -> str:
     return name if name.isprintable() else printable(name)
 
 
+def rate(bytes_per_second: float) -> str:
+    """Return a rate in MB/s (10**6 bytes) with about three digits."""
+    value = bytes_per_second / 1e6
+    return f"{value:,.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
+
+
 def say(text: str) -> None:
     """Tell a person something, on stderr."""
     _write(sys.stderr, escaped(text) + "\n")
