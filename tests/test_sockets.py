@@ -1,14 +1,18 @@
 """Sockets of transports, past asyncio."""
 
 import asyncio
+import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from tunnelsync import sockets
 from tunnelsync.dial import http_session
+from tunnelsync.router.app import listening
+from tunnelsync.settings import RouterSettings
 
 SYSTEM = Path("/proc/sys/net/ipv4")
 
@@ -82,33 +86,55 @@ async def test_only_what_stays_on_this_machine_is_not_paced(
         transport.close()
 
 
-@pytest.mark.skipif(
+paced = pytest.mark.skipif(
     setting("tcp_congestion_control") != ["bbr"], reason="this system does not pace connections"
 )
-async def test_a_connection_that_we_make_to_this_machine_is_never_paced() -> None:
-    seen = asyncio.Event()
 
-    async def hello(request: web.Request) -> web.StreamResponse:
+
+@paced
+async def test_a_connection_that_we_make_to_this_machine_is_never_paced() -> None:
+    done = asyncio.Event()
+
+    async def held(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await seen.wait()
+        await done.wait()
         return response
 
     app = web.Application()
-    app.router.add_get("/", hello)
+    app.router.add_get("/", held)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    where = runner.addresses[0]
-    async with (
-        http_session(
-            connections=1, connect_seconds=10, dead_after_seconds=30, read_bytes=65536
-        ) as session,
-        session.get(f"http://127.0.0.1:{where[1]}/") as response,
-    ):
+    url = "http://{}:{}/".format(*runner.addresses[0])
+    limits = {"connections": 1, "connect_seconds": 10, "dead_after_seconds": 30}
+    async with http_session(**limits, read_bytes=65536) as session, session.get(url) as response:
         assert response.connection is not None
         transport = response.connection.transport
         assert transport is not None
         assert control_of(transport.get_extra_info("socket")) == "reno"
-        seen.set()
+        done.set()
+    await runner.cleanup()
+
+
+@paced
+@pytest.mark.parametrize(("host", "control"), [("127.0.0.1", "reno"), ("0.0.0.0", "bbr")])
+async def test_a_router_paces_what_may_leave_this_machine(
+    host: str, control: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[asyncio.Server] = []
+    loop = asyncio.get_running_loop()
+    create = loop.create_server
+
+    async def kept(*args: Any, **options: Any) -> asyncio.Server:
+        made.append(await create(*args, **options))
+        return made[0]
+
+    monkeypatch.setattr(loop, "create_server", kept)
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    async with listening(runner, RouterSettings(host=host, port=0)):
+        where = made[0].sockets[0]
+        with socket.socket(fileno=os.dup(where.fileno())) as listener:
+            assert control_of(listener) == control
     await runner.cleanup()

@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.log import server_logger as server_log
 
 from tunnelsync import protocol
+from tunnelsync.address import is_loopback
 from tunnelsync.errors import (
     BadRequest,
     BadSetting,
@@ -47,6 +48,7 @@ from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings, StoreSettings
+from tunnelsync.sockets import unpace
 
 log = logging.getLogger("tunnelsync.router")
 
@@ -202,7 +204,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     await runner.setup()
     stop, now = _signals()
     try:
-        async with _listening(runner, settings):
+        async with listening(runner, settings):
             if access.open:
                 log.info("no tokens file: this machine alone is served")
             watch = access.watch(settings.tokens_poll_seconds, switchboard.revoke)
@@ -230,7 +232,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 @asynccontextmanager
-async def _listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIterator[None]:
+async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIterator[None]:
     """Listen while the block runs."""
     scheme, tls = "http", None
     if settings.tls_cert:
@@ -254,7 +256,9 @@ async def _listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIt
         for one in server.sockets:
             with socket.socket(fileno=os.dup(one.fileno())) as same:
                 same.listen(WAITING_CONNECTIONS)
-            address = one.getsockname()
+                address = same.getsockname()
+                if is_loopback(address[0]):
+                    unpace(same)  # and with it each connection that is accepted
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             log.info("listening on %s://%s:%d", scheme, host, address[1])
         yield
