@@ -217,7 +217,7 @@ def show(
     )
     sync = "with" if what.sync else "without"
     lines = f"""\
-{cores} cores, {cpu}, {facts["memory_bytes"] / 2**30:.0f} GiB; {load}
+{cores} cores, {cpu}, {facts["memory_bytes"] / 2**30:.0f} GiB; TCP {facts["congestion_control"]}; {load}
 Input and output are in one temporary folder on {facts["file_system"]}; {sync} a final sync.
 The dataset is read once before: everybody reads it from the page cache.
 1 MB is 10^6 bytes, and figures are medians. Our time is that of the open client, from the request

@@ -12,6 +12,7 @@ from typing import Any
 import tunnelsync
 from benchlib import peers
 
+CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 LIBRARIES = ("aiohttp", "aioboto3", "aiobotocore", "botocore", "blake3", "orjson", "yarl")
 
 
@@ -29,6 +30,7 @@ def facts(folder: Path, store: tuple[str, str] | None) -> dict[str, Any]:
         "libraries": {"tunnelsync": tunnelsync.__version__, **_libraries()},
         "tools": peers.versions() | _store_version(store),
         "file_system": file_system(folder),
+        "congestion_control": CONTROL.read_text().strip(),
         "load_average_at_start": os.getloadavg(),
     }
 

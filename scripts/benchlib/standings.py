@@ -65,7 +65,8 @@ def machine_line(document: dict[str, Any]) -> str:
     return (
         f"{facts['cores_usable']} cores, {facts['cpu'] or 'unknown CPU'}, "
         f"{facts['memory_bytes'] / 2**30:.0f} GiB, {facts['file_system'].split()[0]}, "
-        f"Linux {facts['kernel'].split('-')[0]}; {facts['date'][:10]}; "
+        f"Linux {facts['kernel'].split('-')[0]}, TCP {facts['congestion_control']}; "
+        f"{facts['date'][:10]}; "
         f"load average {before:.1f} before, {after:.1f} after"
     )
 
