@@ -216,9 +216,9 @@ def show(
         facts["load_average_at_start"][0], facts["load_average_at_end"][0]
     )
     sync = "with" if what.sync else "without"
-    paced = facts["congestion_control"]
+    control = facts["congestion_control"]
     lines = f"""\
-{cores} cores, {cpu}, {facts["memory_bytes"] / 2**30:.0f} GiB, TCP {paced}; {load}
+{cores} cores, {cpu}, {facts["memory_bytes"] / 2**30:.0f} GiB, TCP {control}; {load}
 Input and output are in one temporary folder on {facts["file_system"]}; {sync} a final sync.
 The dataset is read once before: everybody reads it from the page cache.
 1 MB is 10^6 bytes, and figures are medians. Our time is that of the open client, from the request

@@ -189,3 +189,35 @@ def test_settings_do_not_change() -> None:
 def test_the_public_endpoint_is_the_endpoint_unless_told() -> None:
     assert StoreSettings(endpoint="http://a").public == "http://a"
     assert StoreSettings(endpoint="http://a", public_endpoint="http://b").public == "http://b"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("CONNECTOR_TOKEN", "TUNNELSYNC_TOKEN"),
+        ("ROOT", "TUNNELSYNC_CONNECTOR_ROOT"),
+        ("PORT", "TUNNELSYNC_ROUTER_PORT"),
+        ("CONNECTOR_PORT", "TUNNELSYNC_ROUTER_PORT"),
+        ("CONNECTOR_ROUTER", "TUNNELSYNC_ROUTER"),
+        ("ROUTER_PROT", "TUNNELSYNC_ROUTER_PORT"),
+        ("CLIENT_IDLE_SECOND", "TUNNELSYNC_CLIENT_IDLE_SECONDS"),
+        ("TOKN", "TUNNELSYNC_TOKEN"),
+        ("HOME", None),
+        ("STORE", None),
+        ("STORE_TEST", None),
+        ("", None),
+    ],
+)
+def test_an_unknown_variable_is_answered_with_what_was_meant(name: str, meant: str | None) -> None:
+    with pytest.raises(BadSetting) as raised:
+        load(RouterSettings, environ={f"TUNNELSYNC_{name}": "1"})
+    hint = str(raised.value.hint)
+    assert hint.startswith(f"Did you mean {meant}?") if meant else "mean" not in hint
+
+
+@pytest.mark.parametrize(("key", "meant"), [("prot", "port"), ("hots", "host"), ("home", None)])
+def test_an_unknown_key_is_answered_with_what_was_meant(key: str, meant: str | None) -> None:
+    with pytest.raises(BadSetting) as raised:
+        load(RouterSettings, toml={"router": {key: 1}})
+    hint = str(raised.value.hint)
+    assert hint.startswith(f"Did you mean {meant}?") if meant else "mean" not in hint

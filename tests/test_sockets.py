@@ -1,13 +1,12 @@
 """Sockets of transports, past asyncio."""
 
 import asyncio
-import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from tunnelsync import sockets
 from tunnelsync.dial import http_session
@@ -63,35 +62,57 @@ def control_of(one: socket.socket) -> str:
     return found.rstrip(b"\0").decode()
 
 
+@pytest.fixture
+def paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take what the system does by default for a control that paces, whichever it is."""
+    control = "".join(setting("tcp_congestion_control"))
+    if "reno" not in setting("tcp_allowed_congestion_control") or control == "reno":
+        pytest.skip(f"reno cannot be told from what this system does: {control!r}")
+    monkeypatch.setattr(sockets, "PACED", control.encode())
+
+
 @pytest.mark.parametrize(
-    ("here", "there", "before", "after"),
+    ("here", "there", "stays"),
     [
-        ("127.0.0.1", "127.0.0.1", "bbr", "reno"),
-        ("127.0.0.1", "127.0.0.1", "cubic", "cubic"),
-        ("127.0.0.1", "127.0.0.2", "bbr", "bbr"),
+        ("127.0.0.1", "127.0.0.2", True),
+        ("::1", "::1", True),
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::2", False),
     ],
 )
+def test_what_stays_on_this_machine(here: str, there: str, stays: bool) -> None:
+    assert sockets.stays_here(here, there) is stays
+
+
+@pytest.mark.usefixtures("paced")
+@pytest.mark.parametrize("stays", [True, False])
 async def test_only_what_stays_on_this_machine_is_not_paced(
-    here: str, there: str, before: str, after: str
+    monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
-    if before not in setting("tcp_available_congestion_control"):
-        pytest.skip(f"this system has no congestion control {before}")
-    with socket.create_server((there, 0)) as server:
-        own = socket.create_connection(server.getsockname(), source_address=(here, 0))
-        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, before.encode())
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, own)
+    if not stays:
+        monkeypatch.setattr(sockets, "stays_here", lambda here, there: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        own = socket.create_connection(server.getsockname())
+        before = control_of(own)
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+            asyncio.Protocol, own
+        )
         with sockets.dup_of(transport) as dup:
-            assert control_of(dup) == control_of(own) == after
+            assert control_of(dup) == control_of(own) == ("reno" if stays else before)
         transport.close()
 
 
-paced = pytest.mark.skipif(
-    setting("tcp_congestion_control") != ["bbr"], reason="this system does not pace connections"
-)
+def test_a_control_that_does_not_pace_is_left_alone() -> None:
+    with socket.socket() as one:
+        if "cubic" not in setting("tcp_allowed_congestion_control"):
+            pytest.skip("this system has no cubic")
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        sockets.unpace(one)
+        assert control_of(one) == "cubic"
 
 
-@paced
+@pytest.mark.usefixtures("paced")
 async def test_a_connection_that_we_make_to_this_machine_is_never_paced() -> None:
     done = asyncio.Event()
 
@@ -117,12 +138,13 @@ async def test_a_connection_that_we_make_to_this_machine_is_never_paced() -> Non
     await runner.cleanup()
 
 
-@paced
-@pytest.mark.parametrize(("host", "control"), [("127.0.0.1", "reno"), ("0.0.0.0", "bbr")])
-async def test_a_router_paces_what_may_leave_this_machine(
-    host: str, control: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("paced")
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_what_a_router_on_loopback_accepts_is_not_paced(
+    host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[asyncio.Server] = []
+    accepted: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     create = loop.create_server
 
@@ -130,11 +152,20 @@ async def test_a_router_paces_what_may_leave_this_machine(
         made.append(await create(*args, **options))
         return made[0]
 
+    async def told(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        accepted.put_nowait(control_of(request.transport.get_extra_info("socket")))
+        return web.Response()
+
     monkeypatch.setattr(loop, "create_server", kept)
-    runner = web.AppRunner(web.Application())
+    app = web.Application()
+    app.router.add_get("/", told)
+    runner = web.AppRunner(app)
     await runner.setup()
-    async with listening(runner, RouterSettings(host=host, port=0)):
-        where = made[0].sockets[0]
-        with socket.socket(fileno=os.dup(where.fileno())) as listener:
-            assert control_of(listener) == control
+    async with listening(runner, RouterSettings(host=host, port=0)), ClientSession() as session:
+        port = made[0].sockets[0].getsockname()[1]
+        async with session.get(f"http://127.0.0.1:{port}/") as response:
+            assert response.status == 200
+    by_default = "".join(setting("tcp_congestion_control"))
+    assert accepted.get_nowait() == ("reno" if host == "127.0.0.1" else by_default)
     await runner.cleanup()

@@ -1,4 +1,4 @@
-"""A way to a store that lets so many bytes of bodies pass, and holds the rest until told."""
+"""A line that lets so many bytes of bodies pass, and holds the rest until it is told."""
 
 import asyncio
 import threading

@@ -4,12 +4,12 @@
 what it does not know. It reads no file and no environment itself: the command line does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 from tunnelsync.errors import BadSetting
+from tunnelsync.meant import meant
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -291,22 +291,24 @@ def _check_toml(toml: Mapping[str, Any]) -> None:
         for key in keys:
             if key not in known[table]:
                 what = f"unknown setting {key!r} in [{table}] of the settings file"
-                raise BadSetting(what, hint=_meant(key, known[table]))
+                raise BadSetting(what, hint=_hint(key, {one: one for one in known[table]}))
 
 
 def _check_environ(environ: Mapping[str, str]) -> None:
-    known = {env_name(role, spec) for role in ROLES for spec in fields(role)}
-    known |= {PREFIX + name for name in NOT_SETTINGS}
+    known = {env_name(role, spec): spec.name.upper() for role in ROLES for spec in fields(role)}
     for name in environ:
-        if name.startswith(PREFIX) and name not in known:
-            what = f"unknown setting {name} in the environment"
-            raise BadSetting(what, hint=_meant(name, known))
+        bare = name.removeprefix(PREFIX)
+        if bare == name or name in known or bare in NOT_SETTINGS:
+            continue
+        role, _, rest = bare.partition("_")
+        own = {one: word for one, word in known.items() if one.startswith(f"{PREFIX}{role}_")}
+        hint = _hint(rest, own) or _hint(rest if own else bare, known)
+        raise BadSetting(f"unknown setting {name} in the environment", hint=hint)
 
 
-def _meant(name: str, known: Iterable[str]) -> str | None:
-    """Return the hint for a name that is nearly one of those that are known."""
-    near = get_close_matches(name, known, 1, 0.8)
-    return f"Did you mean {near[0]}? {BadSetting.next_step}" if near else None
+def _hint(bare: str, known: Mapping[str, str]) -> str | None:
+    found = " or ".join(sorted(meant(bare, known)))
+    return f"Did you mean {found}? {BadSetting.next_step}" if found else None
 
 
 def _convert(spec: Field[Any], value: Any, where: str) -> Any:

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeGuard, TypeVar
 
+from tunnelsync.address import is_loopback
+
 Transport = TypeVar("Transport", bound=asyncio.BaseTransport)
 
-IP = (socket.AF_INET, socket.AF_INET6)
+INTERNET = (socket.AF_INET, socket.AF_INET6)
 PACED = b"bbr"
+"""How the names of those begin that pace: there are versions of it."""
 UNPACED = b"reno"
-"""A congestion control that every Linux has, and lets everybody take."""
+"""A congestion control that every Linux has, for everybody unless the administrator forbids it."""
 
 
 def is_plain(transport: Transport | None) -> TypeGuard[Transport]:
@@ -32,16 +35,21 @@ def dup_of(transport: asyncio.BaseTransport) -> socket.socket:
     """Return a socket of our own on the same connection, for many bytes; close it."""
     own = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
     with suppress(OSError):  # it is not connected any more
-        if own.family in IP and own.getsockname()[0] == own.getpeername()[0]:
+        if own.family in INTERNET and stays_here(own.getsockname()[0], own.getpeername()[0]):
             unpace(own)
     return own
 
 
-def unpace(one: socket.socket) -> None:
-    """Have the system not pace a connection that stays on this machine: there is no line to spare.
+def stays_here(here: str, there: str) -> bool:
+    """Tell whether bytes between two addresses, as good as certainly, never leave this machine."""
+    return here == there or is_loopback(there)
 
-    BBR sets a timer for every 64 KiB, which took a quarter of the CPU of a whole stream. Before
-    the connection is there it needs none at all.
+
+def unpace(one: socket.socket) -> None:
+    """Take pacing off a connection that stays on this machine, where there is no line to spare.
+
+    BBR sets a timer for every 64 KiB, which took a quarter of the CPU of a whole stream. Better
+    before the connection is there, or on the socket that listens: later, a few timers are left.
     """
     with suppress(AttributeError, OSError):  # no Linux; not allowed
         control = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)

@@ -191,11 +191,11 @@ def _check_receipt(receipt: str, path: str | None, dataset: str) -> None:
 
 def _summary(fetched: Fetched) -> str:
     name = fetched.path.name if fetched.path else fetched.dataset
-    first = fetched.first_byte_seconds
+    first, rate = fetched.first_byte_seconds, output.rate(fetched.megabytes_per_second * 1e6)
     return ", ".join(
         [
             f"{output.shown_name(name)}: {fetched.bytes:,} bytes in {fetched.seconds:.2f} s",
-            f"{output.rate(fetched.megabytes_per_second * 1e6)} MB/s",
+            *([f"{rate} MB/s"] if float(rate.replace(",", "")) else []),
             *([f"{fetched.resumed_bytes:,} from before"] if fetched.resumed_bytes else []),
             *([f"{fetched.repaired_blocks} repaired"] if fetched.repaired_blocks else []),
             *([f"{fetched.retries} retries"] if fetched.retries else []),

@@ -25,7 +25,7 @@ DIRECT_BYTES_PER_SECOND = 20_000_000_000
 fast as the old one, and what is read past aiohttp saves half a millisecond for each MB."""
 DIRECT_READ_BYTES = 1024 * 1024
 KEPT_BYTES = 16 * 1024 * 1024
-"""More than the blocks of a stream that are in hand."""
+"""Twice as much is what malloc then keeps, free, in the whole process: the blocks of a stream."""
 TCP_RTT_AT = 68
 """Where ``tcpi_rtt``, in microseconds, stands in Linux's ``struct tcp_info``."""
 
@@ -149,7 +149,7 @@ class _Direct:
         self._socket = own
         self._socket.setblocking(False)
         self._left = left
-        keep_memory()
+        _keep_memory()
 
     async def read(self) -> bytes:
         if not self._left:
@@ -167,7 +167,7 @@ class _Direct:
 
 
 @cache
-def keep_memory() -> None:
+def _keep_memory() -> None:
     """Have glibc keep the memory of one block for the next, and not give it back in between.
 
     It keeps twice as much as the largest that was freed so far (mallopt(3), M_MMAP_THRESHOLD),
