@@ -138,7 +138,6 @@ def least(rounds: list[Count]) -> Count:
 
 def each_request(take: Callable[[str, int], Count]) -> dict[str, float]:
     """Return what one small dataset more costs."""
-    take(SMALL[0], REQUESTS[0])  # what happens once is not of the requests that are compared
     few, many = (take(SMALL[0], times) for times in REQUESTS)
     return for_each(few, many, REQUESTS[1] - REQUESTS[0], "request")
 
