@@ -12,7 +12,5 @@ def meant(bare: str, known: Mapping[str, str]) -> list[str]:
 
     ``known`` has each name with its bare form: that without prefixes, which many share.
     """
-    form = bare if bare in known.values() else None
-    if form is None:
-        form = next(iter(get_close_matches(bare, known.values(), 1, ALIKE)), None)
-    return [name for name, one in known.items() if one == form]
+    near = get_close_matches(bare, known.values(), 1, ALIKE)
+    return [name for name, one in known.items() if one in near]

@@ -18,6 +18,8 @@ from tunnelsync.protocol import Mode, Receipt, printable
 from tunnelsync.settings import ClientSettings
 
 STDOUT = 1
+LEAST_RATE = 0.005
+"""In MB/s: what is slower would be shown as 0."""
 
 
 def _flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -191,11 +193,11 @@ def _check_receipt(receipt: str, path: str | None, dataset: str) -> None:
 
 def _summary(fetched: Fetched) -> str:
     name = fetched.path.name if fetched.path else fetched.dataset
-    first, rate = fetched.first_byte_seconds, output.rate(fetched.megabytes_per_second * 1e6)
+    first, megabytes = fetched.first_byte_seconds, fetched.megabytes_per_second
     return ", ".join(
         [
             f"{output.shown_name(name)}: {fetched.bytes:,} bytes in {fetched.seconds:.2f} s",
-            *([f"{rate} MB/s"] if float(rate.replace(",", "")) else []),
+            *([f"{output.rate(megabytes * 1e6)} MB/s"] if megabytes >= LEAST_RATE else []),
             *([f"{fetched.resumed_bytes:,} from before"] if fetched.resumed_bytes else []),
             *([f"{fetched.repaired_blocks} repaired"] if fetched.repaired_blocks else []),
             *([f"{fetched.retries} retries"] if fetched.retries else []),
