@@ -257,3 +257,4 @@ async def test_a_router_that_stops_says_when_to_come_back(system: System) -> Non
         message = await connector.socket.receive()
         assert message.data == CLOSE_RESTART
         assert str(message.extra).endswith("; come back within 1 s")
+    assert router.wait() == 0  # a second signal in its last moments is not of this test
