@@ -10,14 +10,12 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aiohttp import ClientSession
-
 from tunnelsync import frames
 from tunnelsync.client import pieces
 from tunnelsync.client.body import Body
 from tunnelsync.client.incoming import Incoming, Part
 from tunnelsync.client.link import Link, session_for
-from tunnelsync.client.pieces import Offer, Piece
+from tunnelsync.client.pieces import Offer, Piece, Way
 from tunnelsync.errors import DatasetChanged, ProtocolError, StoreUnavailable, TunnelSyncError
 from tunnelsync.frames import Claimed
 from tunnelsync.identity import Mac
@@ -112,7 +110,8 @@ async def _brought(known: Known, part: Part, tries: int) -> AsyncIterator[Incomi
         offer = known.offer
         assert offer is not None
         session = await stack.enter_async_context(session_for(known.link.settings))
-        run = _Run(known, session, offer.version.etag, offer.version.size)
+        way = Way(session, known.link.settings)
+        run = _Run(known, way, offer.version.etag, offer.version.size)
         end = run.size if part.length is None else min(run.size, part.offset + part.length)
         first: Begun | None = None
         if part.offset < end:
@@ -148,11 +147,11 @@ class Begun:
 class _Run:
     """A part on its way: from one piece to the next, while it learns of those that follow."""
 
-    def __init__(self, known: Known, session: ClientSession, etag: str, size: int) -> None:
+    def __init__(self, known: Known, way: Way, etag: str, size: int) -> None:
         self.size = size
         self.incoming: Incoming | None = None
         self._known = known
-        self._session = session
+        self._way = way
         self._etag = etag
         self._asking = asyncio.Lock()
 
@@ -160,9 +159,9 @@ class _Run:
         """Begin with the piece that holds a byte, up to its end or to ``end``."""
         while True:
             piece, tries = await self._reached(at), tries - 1
-            until, settings = min(end, piece.end), self._known.link.settings
+            until = min(end, piece.end)
             async with AsyncExitStack() as stack:
-                getting = pieces.begun(self._session, settings, piece, at, until, more=until < end)
+                getting = pieces.begun(self._way, piece, at, until, more=until < end)
                 try:
                     body = await stack.enter_async_context(getting)
                     return Begun(piece, body, stack.pop_all().aclose)

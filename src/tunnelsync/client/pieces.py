@@ -5,6 +5,7 @@ The store is not trusted with anything: its addresses must be of those that the 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -40,7 +41,7 @@ PEER = "the store"
 RENEW_AT = 0.9
 """The part of an address's lifetime after which it is not begun with any more."""
 FAR_SECONDS = 0.01
-"""A store that takes so long to answer may be on a long line; one nearby is faster."""
+"""A store that takes so long for each answer may be on a long line; one nearby is faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,21 @@ class Piece:
         return self.packed[at : at + DIGEST_BYTES]
 
 
+@dataclass(slots=True)
+class Way:
+    """How a store is reached. The fastest answer so far tells how far it is: one that is near and
+    busy answers late at times."""
+
+    session: ClientSession
+    settings: ClientSettings
+    answer_seconds: float = math.inf
+
+    @property
+    def far(self) -> bool:
+        """Whether each new connection may cost more than it saves."""
+        return self.answer_seconds >= FAR_SECONDS
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One answer: pieces of one version. ``root`` is missing until the store has all of it."""
@@ -95,7 +111,7 @@ async def offered(link: Link, response: ClientResponse) -> Offer:
     data_url = trusted_url(answer.download_url, origins, settings.store_origin)
     digests_url = trusted_url(answer.blocks_url, origins, settings.store_origin)
     async with session_for(settings) as session:
-        packed = await _digests(session, settings, digests_url, answer)
+        packed = await _digests(Way(session, settings), digests_url, answer)
     piece = Piece(0, answer.size, data_url, packed, _renew_at(answer.expires_seconds))
     version = Version(answer.size, answer.etag, answer.modified_ns)
     return Offer(request_id_of(response), version, (piece,), answer.root)
@@ -138,16 +154,14 @@ def _check_size(settings: ClientSettings, size_bytes: int) -> None:
         raise ProtocolError(f"the digests of {count} blocks are over digests_bytes")
 
 
-async def _digests(
-    session: ClientSession, settings: ClientSettings, url: URL, answer: OffloadAnswer
-) -> bytes:
-    _check_size(settings, answer.size)
+async def _digests(way: Way, url: URL, answer: OffloadAnswer) -> bytes:
+    _check_size(way.settings, answer.size)
     wanted = frames.block_count(answer.size)
     if answer.count != wanted:
         raise ProtocolError(f"{answer.count} blocks cannot be a dataset of {answer.size} bytes")
-    async with _get(session, settings, url) as body:
+    async with _get(way, url) as body:
         with _not_begun():
-            packed = await body.whole(settings.digests_bytes)
+            packed = await body.whole(way.settings.digests_bytes)
     digests = frames.split_digests(packed)
     if len(digests) != wanted or frames.root(digests) != answer.root:
         raise VerificationFailed("the digests in the store are not those of this dataset")
@@ -155,9 +169,7 @@ async def _digests(
 
 
 @asynccontextmanager
-async def begun(
-    session: ClientSession, settings: ClientSettings, piece: Piece, at: int, end: int, *, more: bool
-) -> AsyncIterator[Body]:
+async def begun(way: Way, piece: Piece, at: int, end: int, *, more: bool) -> AsyncIterator[Body]:
     """Get a piece, or of it the bytes from the one up to the other; its first byte has come.
 
     With ``more`` pieces to follow a connection to a store that is far is kept: each new one takes
@@ -166,7 +178,7 @@ async def begun(
     """
     whole = (at, end) == (piece.offset, piece.end)
     wanted = None if whole else (at - piece.offset, end - piece.offset)
-    async with _get(session, settings, piece.url, wanted, kept=more) as body:
+    async with _get(way, piece.url, wanted, kept=more) as body:
         with _not_begun():
             await body.peek()
         yield body
@@ -174,12 +186,7 @@ async def begun(
 
 @asynccontextmanager
 async def _get(
-    session: ClientSession,
-    settings: ClientSettings,
-    url: URL,
-    part: tuple[int, int] | None = None,
-    *,
-    kept: bool = False,
+    way: Way, url: URL, part: tuple[int, int] | None = None, *, kept: bool = False
 ) -> AsyncIterator[Body]:
     """Get an object, or of it the bytes from the one offset up to the other."""
     where = f"the store at {url.origin()}"
@@ -187,9 +194,9 @@ async def _get(
     asked = time.perf_counter()
     async with AsyncExitStack() as stack:
         try:
-            async with asyncio.timeout(settings.idle_seconds):
+            async with asyncio.timeout(way.settings.idle_seconds):
                 response = await stack.enter_async_context(
-                    session.get(url, headers=headers, allow_redirects=False, **proxy_for(url))
+                    way.session.get(url, headers=headers, allow_redirects=False, **proxy_for(url))
                 )
         except TimeoutError as exc:
             said = reason(exc) if isinstance(exc, aiohttp.ClientError) else "it does not answer"
@@ -202,8 +209,9 @@ async def _get(
             raise StoreRefused(f"{where} gives no parts of an object, so that none can be resumed")
         if response.status != (200 if part is None else 206):
             raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
-        kept = kept and time.perf_counter() - asked >= FAR_SECONDS
-        yield Body(response, peer=PEER, idle_seconds=settings.idle_seconds, kept=kept)
+        way.answer_seconds = min(way.answer_seconds, time.perf_counter() - asked)
+        idle_seconds, kept = way.settings.idle_seconds, kept and way.far
+        yield Body(response, peer=PEER, idle_seconds=idle_seconds, kept=kept)
 
 
 def _why(status: int) -> str:
