@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchlib import peers
-from benchlib.dataset import dataset
+from benchlib.dataset import dataset, touch_memory
 from benchlib.peers import Nginx
 from benchlib.plan import LATENCY_BYTES, Plan
 from benchlib.processes import BenchFailed
@@ -90,7 +90,13 @@ class Arena:
         size = source.stat().st_size
         self.say(f"mode {system.mode}, {what}: {size:,} bytes")
         self.memory_from_start |= not system.forget_peaks()
-        samples = in_turns(contenders, self.plan.runs(size), self.plan.row_deadline())
+        scratch = self.plan.folder / "scratch"
+        samples = in_turns(
+            contenders,
+            self.plan.runs(size),
+            self.plan.row_deadline(),
+            lambda: touch_memory(scratch, size),
+        )
         peaks = system.peaks()
         for path in self.outputs.iterdir():
             if not filecmp.cmp(source, path, shallow=False):

@@ -1,4 +1,4 @@
-"""The file that everybody moves: random, on the disk, and in the page cache."""
+"""The file that everybody moves, in the page cache; and the memory that its copies will take."""
 
 import os
 from collections.abc import Callable
@@ -6,6 +6,9 @@ from pathlib import Path
 
 POOL_BYTES = 32 * 2**20
 READ_BYTES = 2**20
+COPIES = 2
+"""So many are written at most: the store's, and the output."""
+ZEROS = bytes(READ_BYTES)
 
 
 def dataset(folder: Path, size: int, say: Callable[[str], None]) -> Path:
@@ -23,3 +26,16 @@ def dataset(folder: Path, size: int, say: Callable[[str], None]) -> Path:
         while file.readinto(chunk):
             pass
     return path
+
+
+def touch_memory(scratch: Path, dataset_bytes: int) -> None:
+    """Have the host of a virtual machine back the memory that the copies will take.
+
+    It takes free pages away after some seconds, and the first touch of each then costs ten times
+    as much as writing it: who came upon them would be chance. A file that was written and removed
+    leaves those pages that the next one gets.
+    """
+    with scratch.open("wb", buffering=0) as file:
+        for _ in range(COPIES * dataset_bytes // READ_BYTES):
+            file.write(ZEROS)
+    scratch.unlink()

@@ -109,9 +109,9 @@ class Row:
 
 
 def in_turns(
-    contenders: Sequence[Contender], runs: int, deadline: float
+    contenders: Sequence[Contender], runs: int, deadline: float, ready: Callable[[], object]
 ) -> dict[str, list[Sample]]:
-    """Let each run so many times, every round in another order.
+    """Let each run so many times, every round in another order; ``ready`` comes before each.
 
     After the first round no other is begun that would probably end after the deadline (by
     ``time.monotonic``).
@@ -124,5 +124,6 @@ def in_turns(
         turn = number % len(contenders)
         for contender in (*contenders[turn:], *contenders[:turn]):
             contender.prepare()
+            ready()
             samples[contender.name].append(contender.run())
     return samples
