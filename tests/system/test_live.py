@@ -5,8 +5,9 @@ import hashlib
 import re
 import resource
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_l3_a_second_signal_ends_it_at_once(system: System, tmp_path: Path) -> N
         assert router.wait() == 130
         _, whole = get.rest()
         assert not whole
+
+
+@pytest.mark.parametrize("role", ["router", "connector"])
+def test_l3_more_signals_until_the_end_leave_no_traceback(system: System, role: str) -> None:
+    router = system.router()
+    process = router if role == "router" else system.connector()
+    while process.running:
+        process.send(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.popen.wait(0.0005)  # far below what its end takes
+    assert "Traceback" not in process.log
 
 
 def test_l3_a_transfer_that_outlasts_the_grace_is_broken_off(

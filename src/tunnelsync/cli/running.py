@@ -40,9 +40,16 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
             codes.append(code)
             task.cancel()
 
-        loop.add_signal_handler(signal.SIGINT, stop, INTERRUPTED)
-        loop.add_signal_handler(signal.SIGTERM, stop, terminated_code)
-        return await work
+        signals = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: terminated_code}
+        for number, code in signals.items():
+            loop.add_signal_handler(number, stop, code)
+        try:
+            return await work
+        finally:
+            for number, code in signals.items() if codes else ():
+                # asyncio stops listening before the process has ended.
+                loop.remove_signal_handler(number)
+                signal.signal(number, lambda *_, code=code: os._exit(code or INTERRUPTED))
 
     try:
         return asyncio.run(guarded())

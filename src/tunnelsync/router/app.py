@@ -53,6 +53,7 @@ from tunnelsync.sockets import unpace
 log = logging.getLogger("tunnelsync.router")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SIGNALS = signal.SIGINT, signal.SIGTERM
 LINE_BYTES = 16 * 1024
 """A request line with a name of 4096 bytes, each of them escaped, and a query."""
 DATASETS = "/datasets/{rest:(?!request-|result$|stream/)(?s:.*)}"
@@ -216,6 +217,8 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
             switchboard.close()
     finally:
         await runner.cleanup()
+        # Nothing is left to end sooner, and asyncio stops listening before the process has ended.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     return clean
 
 
@@ -226,7 +229,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     def signalled() -> None:
         (now if stop.is_set() else stop).set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     return stop, now
 
