@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tunnelsync.errors import StoreRefused
+from tunnelsync import pipeline
+from tunnelsync.errors import StoreRefused, StoreUnavailable
 from tunnelsync.pipeline import Pipeline
 from tunnelsync.settings import MIB, StoreSettings
 from tunnelsync.versions import Versions
@@ -38,10 +39,10 @@ async def test_what_is_being_removed_is_not_told_of() -> None:
         put.append(kind["Key"])
 
     async def request(name: str, **kind: Any) -> dict[str, Any]:
-        assert name == "delete_objects"
+        assert name == "delete_object"
         removing.set()
         await go.wait()
-        removed.extend(one["Key"] for one in kind["Delete"]["Objects"])
+        removed.append(kind["Key"])
         return {}
 
     async def never(*_: object) -> Any:
@@ -63,3 +64,95 @@ async def test_what_is_being_removed_is_not_told_of() -> None:
         with pytest.raises(StoreRefused):
             await filling
     assert set(put) < set(removed)
+
+
+class Away:
+    """A store that keeps keys, and is away for a moment when the test says."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.removed: list[str] = []
+        self.away: list[str] = []
+        """The ends of keys whose next request fails."""
+        self.hangs = asyncio.Event()
+        self.settings = StoreSettings(parts_at_once=2)
+        operations = Operations(
+            request=self._request, ask=self._request, send=self._send, wait=_never, sign=_never
+        )
+        self.versions = Versions(self.settings, operations)
+        self.line = Pipeline(self.settings, operations, self.versions, "k", SIZE, None, 60)
+
+    async def _request(self, name: str, **kind: Any) -> dict[str, Any]:
+        if name == "delete_object":
+            self.removed.append(kind["Key"])
+        else:
+            self._put(kind["Key"])
+        return {}
+
+    async def _send(self, window: Any, name: str, **kind: Any) -> None:
+        if self.hangs.is_set() and self.keys:
+            await asyncio.Event().wait()
+        self._put(kind["Key"])
+
+    def _put(self, key: str) -> None:
+        for end in self.away:
+            if key.endswith(end):
+                self.away.remove(end)
+                raise StoreUnavailable("it is away")
+        self.keys.append(key)
+
+    async def fill(self) -> None:
+        with ThreadPoolExecutor(1) as executor:
+            reading = Reading(Dataset(), executor, None)
+            await self.line.fill(reading, True, lambda: (), lambda: None)
+
+
+async def _never(*_: object) -> Any:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("what", [f"{16 * MIB:016x}", "/blocks"])
+async def test_a_store_that_is_away_for_a_moment_costs_one_request(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "PAUSES_SECONDS", (0, 0))
+    store = Away()
+    store.away = [what, what]
+    await store.fill()
+    assert store.away == []
+    assert len(store.keys) == len(set(store.keys)) == len(store.line.shelf.cuts) + 1
+    assert store.removed == []
+
+
+async def test_a_store_that_stays_away_ends_it_and_one_before_the_first_byte_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "PAUSES_SECONDS", (0, 0))
+    store = Away()
+    store.away = [f"{16 * MIB:016x}"] * 3
+    with pytest.raises(StoreUnavailable):
+        await store.fill()
+    assert store.away == []
+    assert set(store.keys) <= set(store.removed)
+    store = Away()
+    store.away = ["0" * 16]
+    with pytest.raises(StoreUnavailable):
+        await store.fill()
+    assert store.keys == []
+
+
+async def test_what_was_cut_off_on_its_way_is_removed_once_more_later() -> None:
+    store = Away()
+    store.hangs.set()
+    filling = asyncio.create_task(store.fill())
+    async with asyncio.timeout(10):
+        while len(store.line.shelf.under_way) < 2:
+            await asyncio.sleep(0)
+    filling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await filling
+    once = sorted(store.removed)
+    assert len(once) == 3  # the first, which is up, and two that may still land
+    store.removed.clear()
+    await store.versions.multipart.close()
+    assert sorted(store.removed) == [one for one in once if one not in store.keys]

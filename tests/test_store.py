@@ -848,3 +848,41 @@ async def test_impossible_settings_are_told_at_once(
 ) -> None:
     with pytest.raises(BadSetting):
         Store(replace(StoreSettings(endpoint="http://127.0.0.1:9"), **over), executor)
+
+
+# --- datasets that were just written ------------------------------------------------------------
+
+
+class Written:
+    """A dataset by its times alone."""
+
+    name, size, etag = "d", 1, "e"
+
+    def __init__(self, age_seconds: float) -> None:
+        self.mtime_ns = self.ctime_ns = time.time_ns() - int(age_seconds * 1e9)
+        self.looked_at = 0
+
+    def fileno(self) -> int:
+        return -1
+
+    async def unchanged(self) -> None:
+        self.looked_at += 1
+
+
+async def test_a_dataset_that_was_just_written_is_waited_for(executor: ThreadPoolExecutor) -> None:
+    store = Store(StoreSettings("http://127.0.0.1:1", settle_seconds=0.3), executor)
+    young = Written(0.1)
+    await store.settle(young)
+    assert time.time_ns() - young.mtime_ns >= 0.3e9
+    assert young.looked_at == 1
+
+
+@pytest.mark.parametrize("age_seconds", [4000, -4000])
+async def test_one_that_is_old_or_of_the_future_is_not(
+    executor: ThreadPoolExecutor, age_seconds: float
+) -> None:
+    store = Store(StoreSettings("http://127.0.0.1:1", settle_seconds=3600.0), executor)
+    one = Written(age_seconds)
+    async with asyncio.timeout(10):
+        await store.settle(one)
+    assert one.looked_at == 0

@@ -101,12 +101,12 @@ class Leftovers:
                 await self._request("delete_object", Bucket=self._bucket, Key=key)
             gone.append(left)
 
-        await _each([one(left) for left in kept])
+        await each([one(left) for left in kept])
         return gone
 
     async def abort(self, uploads: Sequence[OpenUpload]) -> None:
         """Abort uploads; one that has ended meanwhile is none any more."""
-        await _each(
+        await each(
             [
                 self._ask(
                     "abort_multipart_upload", Bucket=self._bucket, Key=one.key, UploadId=one.id
@@ -116,7 +116,7 @@ class Leftovers:
         )
 
 
-async def _each(work: Sequence[Coroutine[Any, Any, Any]]) -> None:
+async def each(work: Sequence[Coroutine[Any, Any, Any]]) -> None:
     """Do all of it, so many at once; the first failure ends it."""
     left = iter(work)
 

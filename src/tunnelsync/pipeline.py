@@ -10,16 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 
 from tunnelsync import objects, segments
-from tunnelsync.errors import TunnelSyncError
+from tunnelsync.errors import StoreRefused, StoreUnavailable, TunnelSyncError
+from tunnelsync.leftovers import each
 from tunnelsync.segments import Cut, Segment, Shelf
 from tunnelsync.settings import StoreSettings
 from tunnelsync.versions import OCTETS, Found, Set, Versions
 from tunnelsync.window import Operations, Reading, Window
 
 log = logging.getLogger(__name__)
+
+PAUSES_SECONDS = 1, 3, 9
+"""Before each further try to put something, so that a store's restart does not cost it all."""
 
 
 class Pipeline:
@@ -97,19 +103,23 @@ class Pipeline:
 
         async def work() -> None:
             while (one := self.shelf.take(wanted())) is not None:
-                await self._put(one, reading)
+                await _patiently(partial(self._put, one, reading))
                 tell()
 
         try:
             if (first := self.shelf.take(wanted())) is not None:
-                # Alone, for on a slow line the others would hold it back.
+                # Alone, for on a slow line the others would hold it back. And once: as long as
+                # nothing has come, who asked may have another way.
                 await self._put(first, reading)
                 tell()
             async with asyncio.TaskGroup() as group:
                 for _ in range(max(1, self._settings.parts_at_once)):
                     group.create_task(work())
             pointed = True
-            await self._versions.put_blocks(self._key, bytes(reading.packed), settled, self._set)
+            packed = bytes(reading.packed)
+            await _patiently(
+                partial(self._versions.put_blocks, self._key, packed, settled, self._set)
+            )
         except BaseException as error:
             if not pointed:
                 self._failed = True
@@ -122,7 +132,11 @@ class Pipeline:
         """Put one segment; it counts only if the dataset was the same after it was read."""
         window = Window(reading, one.offset, one.length)
         there = {"Bucket": self._settings.bucket, "Key": self._key_of(one)}
-        await self._store.send(window, "put_object", **there, ContentType=OCTETS)
+        try:
+            await self._store.send(window, "put_object", **there, ContentType=OCTETS)
+        except StoreUnavailable:
+            window.take_back()
+            raise
         await reading.dataset.unchanged()
         self.shelf.put(one)
 
@@ -131,20 +145,36 @@ class Pipeline:
 
     async def _remove(self) -> None:
         """Remove what was put; what the store keeps is for `store gc`, or its rule."""
-        keys = [{"Key": self._key_of(one)} for one in self.shelf.begun]
-        if not keys:
-            return
-        removal = {"Objects": keys, "Quiet": True}
+        bucket, multipart = self._settings.bucket, self._versions.multipart
+        left = {self._key_of(one) for one in self.shelf.begun}
+        landing = {self._key_of(one) for one in self.shelf.under_way}
+        why = "it is silent"
+
+        async def remove(key: str) -> None:
+            await self._store.request("delete_object", Bucket=bucket, Key=key)
+            left.discard(key)
+
         try:
             async with asyncio.timeout(self._settings.abort_seconds):
-                answer = await self._store.request(
-                    "delete_objects", Bucket=self._settings.bucket, Delete=removal
-                )
-            refused = answer.get("Errors", ())
+                await each([remove(key) for key in sorted(left)])
         except TimeoutError:
-            log.warning("%d segments stay in the store: it is silent", len(keys))
+            landing |= left
+        except StoreRefused as exc:
+            why = exc.message
         except TunnelSyncError as exc:
-            log.warning("%d segments stay in the store: %s", len(keys), exc.message)
-        else:
-            if refused:
-                log.warning("%d segments stay in the store: it refuses", len(refused))
+            why = exc.message
+            landing |= left
+        if left:
+            log.warning("%d segments stay in the store for now: %s", len(left), why)
+        for key in landing:  # what was cut off on its way may still come
+            multipart.remove_later(key)
+
+
+async def _patiently(put: Callable[[], Awaitable[object]]) -> None:
+    """Put something; a store that is away for a moment is waited for."""
+    for seconds in PAUSES_SECONDS:
+        with suppress(StoreUnavailable):
+            await put()
+            return
+        await asyncio.sleep(seconds)
+    await put()

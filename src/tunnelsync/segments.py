@@ -143,6 +143,12 @@ class Shelf:
         """Those that are up, or may be."""
         return [one for one, begun in zip(self.cuts, self._begun, strict=True) if begun]
 
+    @property
+    def under_way(self) -> list[Cut]:
+        """Those that are not up, but may be."""
+        pairs = zip(self.cuts, self._begun, self._up, strict=True)
+        return [one for one, begun, up in pairs if begun and not up]
+
     def fill(self) -> None:
         """Note that all of them are up."""
         self._up = self._begun = bytearray(b"\1" * len(self.cuts))

@@ -132,14 +132,26 @@ class Store:
         await self._versions.multipart.abort_left()
         return objects.object_key(self._settings.prefix, mac, dataset.name, dataset.etag)
 
+    async def settle(self, dataset: Readable) -> None:
+        """Wait until a dataset that was just written is old enough; raises `DatasetChanged`.
+
+        A time in the future, by another machine's clock, is not waited for.
+        """
+        left_seconds = self._settings.settle_seconds - self._age_seconds(dataset)
+        if 0 < left_seconds <= self._settings.settle_seconds:
+            await asyncio.sleep(left_seconds)
+            await dataset.unchanged()
+
     def _settled(self, dataset: Readable) -> bool:
         """Tell whether a dataset is old enough to be what its etag says.
 
         One edited twice within one tick of its clock keeps its etag. So what was read while it
         was young is never used again: the store remembers, beside the digests.
         """
-        age_ns = time.time_ns() - max(dataset.mtime_ns, dataset.ctime_ns)
-        return age_ns >= self._settings.settle_seconds * 1e9
+        return self._age_seconds(dataset) >= self._settings.settle_seconds
+
+    def _age_seconds(self, dataset: Readable) -> float:
+        return (time.time_ns() - max(dataset.mtime_ns, dataset.ctime_ns)) / 1e9
 
     async def _find(self, key: str, dataset: Readable) -> Found | None:
         return await self._versions.find(key, dataset.size) if self._settled(dataset) else None

@@ -175,9 +175,13 @@ class Window:
 
     def seek(self, offset: int) -> None:
         """Begin again, which is all that botocore asks for."""
+        self.take_back()
+        self._wait_for_store()
+
+    def take_back(self) -> None:
+        """Count nothing of it as sent."""
         self._reading.sent(-self._sent_bytes)
         self._sent_bytes = 0
-        self._wait_for_store()
 
     def begin(self, patience_seconds: float) -> None:
         """Give the store so long from now for each piece that it takes, and for its answer."""
@@ -221,7 +225,8 @@ class Multipart:
         self._settings = settings
         self._request, self._ask = store.request, store.ask
         self._owned: set[asyncio.Task[Any]] = set()
-        self._left: dict[str, dict[str, Any]] = {}  # to be aborted, by their ids
+        self._left: dict[str, tuple[str, dict[str, Any]]] = {}
+        """What is to be aborted or removed, by id or key: the operation, and its parameters."""
 
     async def close(self) -> None:
         """Wait for what must come to its end, and abort what was left open."""
@@ -273,14 +278,19 @@ class Multipart:
         )
         if isinstance(answer, BaseException) or (end and not isinstance(end[0], BaseException)):
             return  # never begun, or whole
-        self._left[answer["UploadId"]] = {**data, "UploadId": answer["UploadId"]}
+        upload = {**data, "UploadId": answer["UploadId"]}
+        self._left[answer["UploadId"]] = "abort_multipart_upload", upload
         await self.abort_left()
 
+    def remove_later(self, key: str) -> None:
+        """Have an object removed the next time, if it is there then."""
+        self._left[key] = "delete_object", {"Bucket": self._settings.bucket, "Key": key}
+
     async def abort_left(self) -> None:
-        """Abort what must not stay open; what a silent store keeps is tried again next time."""
-        for number, upload in list(self._left.items()):
+        """End what must not stay; what a silent store keeps is tried again next time."""
+        for number, (operation, what) in list(self._left.items()):
             # In a task of its own: its deadlines cancel it, and must not be taken for our end.
-            asking = asyncio.create_task(self._ask("abort_multipart_upload", **upload))
+            asking = asyncio.create_task(self._ask(operation, **what))
             try:
                 done, _ = await asyncio.wait({asking}, timeout=self._settings.abort_seconds)
             finally:
@@ -289,7 +299,7 @@ class Multipart:
             if isinstance(failed := ended[0], BaseException):
                 known = isinstance(failed, TunnelSyncError)
                 told = str(failed) if done and known else "silence"
-                log.warning("an upload of %s stays open: %s", upload["Key"], told)
+                log.warning("an upload of %s stays in the store: %s", what["Key"], told)
                 if not isinstance(failed, StoreRefused):
                     return
             self._left.pop(number, None)

@@ -2,20 +2,26 @@
 
 import asyncio
 import base64
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from played_router import MAC, MODIFIED_NS, content, digests_of, json, played
-from tunnelsync import frames
-from tunnelsync.client import TunnelSync
-from tunnelsync.client.pieces import FAR_SECONDS
+from tunnelsync import frames, protocol
+from tunnelsync.client import TunnelSync, offload
+from tunnelsync.client.journal import Version
+from tunnelsync.client.offload import Known, _Run
+from tunnelsync.client.pieces import FAR_SECONDS, Offer, Piece
 from tunnelsync.errors import (
     BrokenOff,
+    ConnectorUnknown,
     DatasetChanged,
     ProtocolError,
     StoreUnavailable,
@@ -47,6 +53,7 @@ class Line:
         self.refuse: dict[int, int] = {}
         self.held: dict[int, asyncio.Event] = {}
         self.had: dict[int, asyncio.Event] = {}
+        self.given: dict[int, asyncio.Event] = {}
         self.rest: dict[int, asyncio.Event] = {}
 
     async def store(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -59,6 +66,8 @@ class Line:
         if self.refuse.get(at, 0) > 0:
             self.refuse[at] -= 1
             return web.Response(status=403)
+        if at in self.given:
+            self.given[at].set()
         body = self.data(at, DATA[at : at + STEP])
         if at in self.rest:
             return await self._slowly(request, body, self.rest[at])
@@ -170,6 +179,106 @@ async def test_an_address_that_has_expired_is_asked_for_again(tmp_path: Path) ->
     await line.fetch(tmp_path / "d")
     assert (tmp_path / "d").read_bytes() == DATA
     assert line.asked.count(2 * STEP) == 2
+
+
+async def test_a_connector_that_is_not_back_yet_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else asks while a long segment comes, and an upload that nobody asks for ends."""
+    monkeypatch.setattr(offload, "ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(offload, "AHEAD_BLOCKS", 0)
+    line = Line()
+    questions, line.rest[0], answer = 0, asyncio.Event(), line.router
+
+    async def router(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal questions
+        questions += 1
+        if questions == 2:
+            return json(protocol.error_answer(ConnectorUnknown("none")), status=404)
+        if questions == 3:
+            line.rest[0].set()
+        return await answer(request)
+
+    monkeypatch.setattr(line, "router", router)
+    async with asyncio.timeout(20):
+        await line.fetch(tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == DATA
+
+
+async def test_a_segment_that_is_up_does_not_wait_for_one_that_is_not(tmp_path: Path) -> None:
+    line, event = Line(), asyncio.Event()
+    line.refuse = {STEP: 1}
+    line.held[2 * STEP] = line.given[STEP] = event
+    async with asyncio.timeout(20):
+        await line.fetch(tmp_path / "d")
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert line.asked.count(STEP) == 2
+
+
+def piece(offset: int, length: int, at: str = "a") -> Piece:
+    """A piece that holds for long."""
+    return Piece(offset, length, URL(f"http://s/{at}"), b"", math.inf)
+
+
+def offer(*pieces: Piece) -> Offer:
+    """An answer of one version."""
+    return Offer("r", Version(800, "v1", 0), pieces, None)
+
+
+async def test_pieces_are_found_at_once_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, looked, holds = Known(None, None, "d"), 0, Piece.holds  # type: ignore[arg-type]
+
+    def counted(one: Piece, at: int) -> bool:
+        nonlocal looked
+        looked += 1
+        return holds(one, at)
+
+    monkeypatch.setattr(Piece, "holds", counted)
+    known.take(offer(*(piece(at, 1) for at in range(800))))
+    assert all(known.find(at, "v1") for at in range(800))
+    assert looked == 800
+
+
+class Whole(Known):
+    """All pieces of a dataset are known, and whether it ends well is told when the test says."""
+
+    asked: list[int]
+    told: asyncio.Event
+
+    async def ask(self, at: int, etag: str | None) -> Piece:
+        self.asked.append(at)
+        await self.told.wait()
+        assert self.offer is not None
+        self.offer = replace(self.offer, root="root")
+        raise ProtocolError("no piece begins at the end")
+
+
+async def test_of_several_streams_one_asks_for_the_end() -> None:
+    known = Whole(None, None, "d")  # type: ignore[arg-type]
+    known.asked, known.told = [], asyncio.Event()
+    known.take(offer(piece(0, 800)))
+    streams = [_Run(known, None, "v1", 800) for _ in range(4)]  # type: ignore[arg-type]
+    learning = [asyncio.create_task(one._learn(0, 800)) for one in streams]
+    while not known.asked:
+        await asyncio.sleep(0)
+    learning[0].cancel()  # its stream has come to its end, and the next one asks in its place
+    while len(known.asked) < 2:
+        await asyncio.sleep(0)
+    known.told.set()
+    await asyncio.gather(*learning, return_exceptions=True)
+    assert known.asked == [800, 800]
+
+
+async def test_what_was_told_last_is_what_is_known() -> None:
+    known = Known(None, None, "d")  # type: ignore[arg-type]
+    known.take(offer(*(piece(at, 100) for at in range(0, 800, 100))))
+    whole = piece(0, 800, "whole")
+    known.take(offer(whole))
+    assert known.find(0, "v1") is known.find(100, "v1") is known.find(799, "v1") is whole
+    known.forget(whole)
+    assert known.find(100, "v1") is None
 
 
 def later(**members: Any) -> Change:

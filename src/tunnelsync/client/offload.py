@@ -16,7 +16,13 @@ from tunnelsync.client.body import Body
 from tunnelsync.client.incoming import Incoming, Part
 from tunnelsync.client.link import Link, session_for
 from tunnelsync.client.pieces import Offer, Piece, Way
-from tunnelsync.errors import DatasetChanged, ProtocolError, StoreUnavailable, TunnelSyncError
+from tunnelsync.errors import (
+    ConnectorUnknown,
+    DatasetChanged,
+    ProtocolError,
+    StoreUnavailable,
+    TunnelSyncError,
+)
 from tunnelsync.frames import Claimed
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import DatasetRequest, Mode
@@ -55,16 +61,20 @@ class Known:
     def __init__(self, link: Link, mac: Mac, dataset: str) -> None:
         self.link = link
         self.offer: Offer | None = None
+        self.ending = asyncio.Lock()
+        """Held by who asks for the end, which takes a place at the connector: one is enough."""
         self._mac = mac
         self._dataset = dataset
-        self._pieces: list[Piece] = []
+        self._pieces: dict[int, Piece] = {}
 
     def find(self, at: int, etag: str | None) -> Piece | None:
         """Return the piece with this byte, if its address still holds for a while."""
         if self.offer is None or etag not in (None, self.offer.version.etag):
             return None
         now = asyncio.get_running_loop().time()
-        return next((one for one in self._pieces if one.holds(at) and now < one.renew_at), None)
+        begins = self._pieces.get(at)  # with it, as most that are looked for: there may be many
+        some = self._pieces.values() if begins is None else [begins]
+        return next((one for one in some if one.holds(at) and now < one.renew_at), None)
 
     async def ask(self, at: int, etag: str | None) -> Piece:
         """Ask for the piece with this byte, which may take until it is uploaded.
@@ -84,21 +94,23 @@ class Known:
         return found
 
     def take(self, offer: Offer) -> None:
-        """Take what an answer says for what is known; later ones come before earlier ones."""
-        old = self._pieces
+        """Take what an answer says for what is known; where both speak, for what is right."""
         if self.offer is None or self.offer.version.etag != offer.version.etag:
-            old = []
-        new = {one.offset for one in offer.pieces}
-        self._pieces = [*offer.pieces, *(one for one in old if one.offset not in new)]
+            self._pieces.clear()
+        new = offer.pieces
+        for at in [at for at in self._pieces if new and new[0].offset <= at < new[-1].end]:
+            del self._pieces[at]
+        self._pieces.update({one.offset: one for one in new})
         self.offer = offer
 
     def forget(self, piece: Piece) -> None:
         """Do not use an address again."""
-        self._pieces = [one for one in self._pieces if one is not piece]
+        if self._pieces.get(piece.offset) is piece:
+            del self._pieces[piece.offset]
 
     def clear(self) -> None:
         """Use none of the addresses again."""
-        self._pieces = []
+        self._pieces.clear()
 
 
 @asynccontextmanager
@@ -154,6 +166,8 @@ class _Run:
         self._way = way
         self._etag = etag
         self._asking = asyncio.Lock()
+        self._asked_at = 0
+        """The byte that is asked for by who holds the lock."""
 
     async def begin(self, at: int, end: int, tries: int) -> Begun:
         """Begin with the piece that holds a byte, up to its end or to ``end``."""
@@ -210,10 +224,12 @@ class _Run:
             try:
                 while at < end:
                     at = (await self._reached(at)).end
-                if self._known.offer is not None and self._known.offer.root is None:
-                    await self._known.ask(self.size, self._etag)
+                async with self._known.ending:
+                    if self._known.offer is not None and self._known.offer.root is None:
+                        await self._known.ask(self.size, self._etag)
             except TunnelSyncError as error:
-                if error.retry:
+                # A router that has just restarted knows no connector until it returns.
+                if error.retry or isinstance(error, ConnectorUnknown):
                     await asyncio.sleep(error.retry_after_seconds or ASK_AGAIN_SECONDS)
                     continue
             return
@@ -221,8 +237,14 @@ class _Run:
     async def _reached(self, at: int) -> Piece:
         if found := self._known.find(at, self._etag):
             return found
+        if at < self._asked_at:
+            return await self._known.ask(at, self._etag)  # it need not wait for what comes later
         async with self._asking:  # what is asked for already may bring it
-            return self._known.find(at, self._etag) or await self._known.ask(at, self._etag)
+            self._asked_at = at
+            try:
+                return self._known.find(at, self._etag) or await self._known.ask(at, self._etag)
+            finally:
+                self._asked_at = 0
 
 
 async def _ended(

@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tunnelsync import frames, wire
-from tunnelsync.connector.flight import Flight
+from tunnelsync.connector.flight import Flight, Flights, Key
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.connector.stream import Report, require_match
 from tunnelsync.connector.upload import Upload
 from tunnelsync.errors import (
     DatasetChanged,
     StoreNotConfigured,
+    StoreUnavailable,
     TransferGone,
     TunnelSyncError,
 )
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("tunnelsync.connector")
 
 SEGMENTED_BYTES = 4 * 1024**4  # beyond, a segment would be more than a store takes at once
+FLIGHTS = 3  # for one question, if segments that were up are gone again and again
 CLOCK_SECONDS = 1.0  # some stores tell times to the second alone
-Key = tuple[str, str]
-"""Name and etag: what is uploaded once."""
 
 
 class Offload:
@@ -68,7 +68,7 @@ class Offload:
         self._opening = asyncio.Lock()
         self._store: Store | None = None
         self._wholes: dict[Key, _Whole] = {}
-        self._flights: dict[Key, Flight] = {}
+        self.flights = Flights(settings, self._fill)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._started = time.monotonic()
         self._tidying: asyncio.Task[None] | None = None
@@ -84,12 +84,10 @@ class Offload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for flight in list(self._flights.values()):
-            self._end(flight)
         ending = [*self._tasks, *([self._tidying] if self._tidying else [])]
         for task in ending:
             task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await asyncio.gather(*ending, self.flights.close(), return_exceptions=True)
         await self._stack.aclose()
 
     async def send(
@@ -116,21 +114,21 @@ class Offload:
         self, source: Source, offset: int, report: Report
     ) -> SegmentsAnswer | None:
         """Return the segments from a byte on, once there are any; None for a single object."""
-        key = self._key(source)
-        flight = self._flight(key)
-        try:
-            cuts = await flight.reached(offset, report)
-        except TransferGone:
-            flight = self._flight(key)  # another request has found that a segment is gone
-            cuts = await flight.reached(offset, report)
-        if flight.pipeline and cuts and not await flight.pipeline.stands(cuts[0]):
-            # Somebody has removed it. What else there is of it is not worth a look.
-            self._end(flight)
-            flight = self._flights.get(key) or self._begin(key, anew=True)
-            cuts = await flight.reached(offset, report)
-        pipeline = flight.pipeline
-        if pipeline is None:
-            return None
+        key, anew = self._key(source), False
+        for _ in range(FLIGHTS):
+            flight = self.flights.join(key, anew=anew)
+            with suppress(TransferGone):  # another request has found that a segment is gone
+                cuts = await flight.reached(offset, report)
+                pipeline = flight.pipeline
+                if pipeline is None:
+                    return None
+                if not cuts or await pipeline.stands(cuts[0]):
+                    break
+                # Somebody has removed it. What else there is of it is not worth a look.
+                self.flights.end(flight)
+                anew = True
+        else:
+            raise StoreUnavailable(f"segments of {printable(source.name)} vanish from the store")
         packed = pipeline.shelf.packed
         return SegmentsAnswer(
             segments=await pipeline.signed(cuts),
@@ -143,45 +141,16 @@ class Offload:
             reused=pipeline.reused,
         )
 
-    def _flight(self, key: Key) -> Flight:
-        """Join the flight of this version, or begin one; what it knows holds for a while only."""
-        flight = self._flights.get(key)
-        if flight and not flight.failed:
-            known_seconds = asyncio.get_running_loop().time() - flight.began_at
-            if not flight.task.done() or known_seconds < self._settings.url_lifetime_seconds:
-                return flight
-        return self._begin(key, anew=False)
-
-    def _begin(self, key: Key, *, anew: bool) -> Flight:
-        async def fill(flight: Flight) -> None:
-            async with await self._opened_as(*key) as source:
-                store = await self._opened()
-                flight.pipeline = await store.pipeline(self._mac, source, anew=anew)
-                flight.tell()
-                if flight.pipeline and not flight.pipeline.shelf.whole:
-                    todo = flight.pipeline, source, flight.wanted, flight.tell, flight.progress
-                    await store.fill(*todo)
-
-        flight = self._flights[key] = Flight(fill, self._idle)
-        self._own(flight.task)
-        return flight
-
-    def _idle(self, flight: Flight) -> None:
-        """Let a flight go on for a while for nobody."""
-        if flight not in self._flights.values():
-            return
-        loop, settings = asyncio.get_running_loop(), self._settings
-        flight.timer = loop.call_later(settings.linger_seconds, self._end, flight)
-        lingering = [one for one in self._flights.values() if one.timer]
-        if len(lingering) > max(1, settings.lingering):
-            self._end(min(lingering, key=lambda one: one.idle_at))
-
-    def _end(self, flight: Flight) -> None:
-        """End a flight; what it has not finished it removes."""
-        if flight.timer:
-            flight.timer.cancel()
-        self._flights = {key: one for key, one in self._flights.items() if one is not flight}
-        flight.task.cancel()
+    async def _fill(self, flight: Flight, anew: bool) -> None:
+        """Do the work of a flight; ``anew`` trusts nothing that is in the store."""
+        async with await self._opened_as(*flight.key) as source:
+            store = await self._opened()
+            await store.settle(source)
+            flight.pipeline = await store.pipeline(self._mac, source, anew=anew)
+            flight.tell()
+            if flight.pipeline and not flight.pipeline.shelf.whole:
+                todo = flight.pipeline, source, flight.wanted, flight.tell, flight.progress
+                await store.fill(*todo)
 
     # --- as one object --------------------------------------------------------------------
 
@@ -203,7 +172,7 @@ class Offload:
     async def _stored(self, source: Source, report: Report) -> Stored:
         """Join the upload of this version that is under way, or begin it."""
         key = self._key(source)
-        if flight := self._flights.get(key):
+        if flight := self.flights.get(key):
             # Its segments make the object, and the dataset is not sent twice.
             with suppress(TunnelSyncError):
                 await flight.whole(report)

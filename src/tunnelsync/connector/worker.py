@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from tunnelsync import wire
@@ -138,11 +138,13 @@ class Worker:
                 await self._stat(command)
             case GetDataset() | GetDatasetStream() | GetDatasetOffload() | GetDatasetAuto():
                 name, at_once = command.dataset_name, self._at_once_bytes(command)
-                async with (
-                    self._place(job, command.client),
-                    await self._modes.root.open(name, at_once_bytes=at_once) as source,
-                ):
-                    await self._send(command, source, job)
+                stores = isinstance(command, GetDatasetOffload | GetDatasetAuto)
+                with self._modes.offload.flights.expected(name) if stores else nullcontext():
+                    async with (
+                        self._place(job, command.client),
+                        await self._modes.root.open(name, at_once_bytes=at_once) as source,
+                    ):
+                        await self._send(command, source, job)
 
     def _at_once_bytes(self, command: DatasetCommand) -> int:
         """Return up to which size a dataset is read as it is opened; an upload opens its own."""
