@@ -169,11 +169,12 @@ def test_the_length_of_a_body_is_known_before(size: int) -> None:
     assert frames.framed_length(size) == size + count * (4 + 32) + 4 + 8 + 32
 
 
-@given(st.integers(0, 2**44))
-def test_a_place_in_a_body_falls_into_one_frame(offset: int) -> None:
-    place = frames.position(offset)
-    assert place.block * (BLOCK_BYTES + frames.FRAME_OVERHEAD_BYTES) + place.skip_bytes == offset
-    assert 0 <= place.skip_bytes < BLOCK_BYTES + frames.FRAME_OVERHEAD_BYTES
+@given(st.integers(0, 2**20))
+def test_a_frame_begins_where_the_one_before_it_ends(count: int) -> None:
+    begin = frames.framed_length(count * BLOCK_BYTES) - frames.framed_length(0)
+    assert frames.between_frames(begin)
+    assert not frames.between_frames(begin + 1)
+    assert not frames.between_frames(begin + BLOCK_BYTES)
 
 
 @given(payloads, st.integers(0, 2**32))

@@ -74,18 +74,9 @@ def framed_length(size_bytes: int) -> int:
     return size_bytes + block_count(size_bytes) * FRAME_OVERHEAD_BYTES + END.size
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A place in a framed body: the block in which it falls, and the bytes into its frame."""
-
-    block: int
-    skip_bytes: int
-
-
-def position(body_offset: int) -> Position:
-    """Return where a byte of a framed body falls; every frame but the last two is full."""
-    block, skip = divmod(body_offset, BLOCK_BYTES + FRAME_OVERHEAD_BYTES)
-    return Position(block, skip)
+def between_frames(body_offset: int) -> bool:
+    """Tell whether a byte of a framed body is the first of a frame; all but the last are full."""
+    return body_offset % (BLOCK_BYTES + FRAME_OVERHEAD_BYTES) == 0
 
 
 def encode_head(length: int) -> bytes:

@@ -475,4 +475,5 @@ def error_answer(error: TunnelSyncError) -> dict[str, Any]:
 
 def problem_in(value: dict[str, Any]) -> TunnelSyncError | None:
     """Return the error in a result or an answer, or None where it is a success."""
-    return TunnelSyncError.from_wire(value["error"]) if "error" in value else None
+    error = value.get("error")
+    return None if error is None else TunnelSyncError.from_wire(error)

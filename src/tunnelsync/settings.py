@@ -107,7 +107,7 @@ class RouterSettings:
     tls_key: str = _setting("", "path of the PEM key that goes with it")
     heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")
     return_grace_seconds: float = _setting(10.0, "a socket that blinks costs no request")
-    command_queue: int = _setting(1000, "commands for one connector that are not yet sent")
+    command_queue: int = _setting(1000, "commands for one connector that it has not acknowledged")
     connectors: int = _setting(20_000, "at 20 KB each, 400 MB")
     returns_per_second: int = _setting(
         500, "what connectors are asked to after a restart: each costs 0.5 ms; 0 asks for nothing"
@@ -160,7 +160,7 @@ class ConnectorSettings:
     waiting: int = _setting(1000, "dataset commands in line for a place")
     commands: int = _setting(2000, "in hand at once, of every kind; at 13 KB each, 26 MB")
     queue_wait_seconds: float = _setting(600.0, "then 503, so that nobody waits for ever")
-    pool: int = _setting(100, "HTTP connections to the router: two for each place")
+    pool: int = _setting(100, "connections to the router: its socket, and two for each place")
     threads: int = _setting(8, "for reading files; a disk gains little from more")
     open_threads: int = _setting(8, "for opening them, which does not wait for others' blocks")
     heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from played_connector_router import (
 )
 from played_router import content, digests_of, framed
 from tunnelsync import frames, protocol
+from tunnelsync.connector.body import Body
+from tunnelsync.connector.outgoing import Span
+from tunnelsync.connector.source import Root
 from tunnelsync.errors import Conflict, WrongOffset
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import Coding, Conditions, GetDatasetStream, Init
@@ -419,3 +423,26 @@ async def test_B2_a_small_dataset_that_cannot_be_read_is_a_result_error(
         ws = await router.socket()
         await ws.send_str(protocol.encode(whole("a")))
         assert (await router.result("r1"))["error"]["code"] == "read_failed"
+
+
+async def rest_of(body: Body, start: int) -> bytes:
+    rest = bytearray()
+    async for piece in body.pieces(start, body.length):
+        assert not isinstance(piece, Span)
+        rest += piece
+    return bytes(rest)
+
+
+@pytest.mark.parametrize("size", [100, BLOCK_BYTES - 10, BLOCK_BYTES, 2 * BLOCK_BYTES - 1])
+async def test_b12_a_body_goes_on_from_any_of_its_last_bytes(tmp_path: Path, size: int) -> None:
+    (tmp_path / "a").write_bytes(content(size))
+    with ThreadPoolExecutor(2) as executor:
+        root = Root(tmp_path, executor, list_entries=10, folder_entries=10)
+        async with await root.open("a") as source:
+            body = Body(source, 0, size, Coding.BLOCKS)
+            await body.prepare()
+            whole = await rest_of(body, 0)
+            for at in range(max(0, body.length - 2 * frames.framed_length(0)), body.length):
+                assert await rest_of(body, at) == whole[at:], at - body.length
+            await body.close()
+        root.close()

@@ -148,6 +148,23 @@ async def test_a_cancel_that_comes_first_wins(router: PlayedRouter, folder: Path
     assert "r1" not in router.streams
 
 
+async def test_one_that_is_cancelled_before_it_begins_is_not_in_hand_for_ever(
+    router: PlayedRouter, folder: Path
+) -> None:
+    async with connected(settings_for(router, folder, commands=1)):
+        ws = await router.socket()
+        for number in range(3):
+            # In one write, as they come when the connector has been busy for a moment.
+            both = stream(f"r{number}"), Cancel(f"r{number}")
+            await asyncio.gather(*(ws.send_str(protocol.encode(one)) for one in both))
+        while True:
+            await ws.send_str(protocol.encode(StatDataset(f"s{number}", "a")))
+            if "size" in await router.result(f"s{number}"):
+                break
+            number += 1
+            assert number < 50, "the connector stays busy"
+
+
 async def test_the_line_is_bounded_and_its_wait_too(router: PlayedRouter, folder: Path) -> None:
     gate = Gate(router)
     settings = settings_for(router, folder, places=1, waiting=1, queue_wait_seconds=0.2)

@@ -947,3 +947,82 @@ async def test_l2_a_connector_that_takes_no_more_commands_is_told_as_busy(
     assert (answer.status, answer.code) == (503, "connector_busy")
     assert (await connector.hear())["command"] == "cancel"
     await still_works(connector)
+
+
+# --- what no head can tell ----------------------------------------------------------------------
+
+
+async def test_a_body_in_chunked_coding_arrives_without_it(connector: PlayedConnector) -> None:
+    body = content(9 * MIB)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), 64 * KIB):
+            yield body[at : at + 64 * KIB]
+
+    client = asking(connector.url, "GET", f"/datasets/{connector.mac}/d")
+    request_id = await connector.command("get_dataset_stream")
+    await connector.init(request_id, len(body))
+    reply = await connector.chunk(request_id, 0, pieces())
+    assert reply == Reply(200, {"offset": len(body)})
+    answer = await client
+    assert is_whole(answer)
+    assert answer.body == body
+
+
+@pytest.mark.parametrize("status", [304, 412, 416])
+async def test_a_status_without_a_body_has_none(connector: PlayedConnector, status: int) -> None:
+    """Else its bytes would be the next answer on the client's connection."""
+    client = wanting(connector.url, connector.mac)
+    request_id = await connector.command("get_dataset_stream")
+    reply = await connector.init(request_id, 8 * MIB, status=status)
+    assert (reply.status, reply.code) == (400, "bad_request")
+    assert (await connector.init(request_id, 0, status=status)).status == 200
+    assert (await client).status == status
+    await still_works(connector)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"status": 42},
+        {"status": 101},
+        {"status": 304},
+        {"size": -1},
+        {"length": -5},
+        {"etag": "a\r\nX-Evil: 1"},
+        {"etag": "\u4e00"},
+    ],
+    ids=str,
+)
+async def test_a_stat_that_no_head_can_tell_is_the_connectors_fault(
+    connector: PlayedConnector, wrong: dict[str, object]
+) -> None:
+    stat = {"status": 200, "size": 3, "etag": "v1", "modified_ns": 1, "offset": 0, "length": 3}
+    client = asking(connector.url, "HEAD", f"/datasets/{connector.mac}/d")
+    request_id = await connector.command("stat_dataset")
+    await connector.result(request_id, stat | wrong)
+    assert (await client).status == 502
+    await still_works(connector)
+
+
+async def test_a_chunk_that_is_wholly_here_before_its_turn_is_copied(system: System) -> None:
+    """As it is where much is read at once: there is nothing left on its socket."""
+    router = system.router(read_bytes=8 * MIB)
+    body, first = content(7 * MIB), 1000
+    async with played(router.url, next(MACS)) as connector:
+        client = asking(connector.url, "GET", f"/datasets/{connector.mac}/d")
+        request_id = await connector.command("get_dataset_stream")
+        await connector.init(request_id, len(body))
+        begin = await connector.held_chunk(request_id, 0, first)
+        await begin.send(body[: first - 1])
+        await queued(connector, request_id, first)
+        rest = await connector.held_post(
+            f"stream/chunk?request_id={request_id}&offset={first}&after=0", len(body) - first
+        )
+        await rest.send(body[first:])
+        for _ in range(200):  # in each of which the router reads what there is
+            await asking(connector.url, "GET", "/healthz")
+        await begin.send(body[first - 1 : first])
+        answer = await client
+        assert is_whole(answer)
+        assert answer.body == body

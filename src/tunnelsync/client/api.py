@@ -17,7 +17,7 @@ from tunnelsync.client.download import Download
 from tunnelsync.client.holdings import Progress
 from tunnelsync.client.incoming import WHOLE, Way, etag_of, number_of, prove, size_of
 from tunnelsync.client.journal import Origin
-from tunnelsync.client.link import Link
+from tunnelsync.client.link import WAIT_AGAIN_SECONDS, Link
 from tunnelsync.client.offload import Offload
 from tunnelsync.client.part import PartFile, Resume
 from tunnelsync.client.probe import Beginning, Nowhere
@@ -47,8 +47,6 @@ PAGE_ENTRIES = 1000
 """The most that a router gives at once; a long folder comes in several pages."""
 WAIT_ONCE_SECONDS = 30.0
 """One request for a receipt waits no longer than this, below what proxies cut."""
-WAIT_AGAIN_SECONDS = 0.25
-"""The least time between two requests for one receipt."""
 
 
 @dataclass(frozen=True, slots=True)

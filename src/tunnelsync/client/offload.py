@@ -15,7 +15,7 @@ from tunnelsync.client import pieces
 from tunnelsync.client.body import Body
 from tunnelsync.client.incoming import Incoming, Part
 from tunnelsync.client.link import Link, session_for
-from tunnelsync.client.pieces import Offer, Piece, Way
+from tunnelsync.client.pieces import Offer, Piece, Reach
 from tunnelsync.errors import (
     ConnectorUnknown,
     DatasetChanged,
@@ -122,8 +122,8 @@ async def _brought(known: Known, part: Part, tries: int) -> AsyncIterator[Incomi
         offer = known.offer
         assert offer is not None
         session = await stack.enter_async_context(session_for(known.link.settings))
-        way = Way(session, known.link.settings)
-        run = _Run(known, way, offer.version.etag, offer.version.size)
+        reach = Reach(session, known.link.settings)
+        run = _Run(known, reach, offer.version.etag, offer.version.size)
         end = run.size if part.length is None else min(run.size, part.offset + part.length)
         first: Begun | None = None
         if part.offset < end:
@@ -159,11 +159,11 @@ class Begun:
 class _Run:
     """A part on its way: from one piece to the next, while it learns of those that follow."""
 
-    def __init__(self, known: Known, way: Way, etag: str, size: int) -> None:
+    def __init__(self, known: Known, reach: Reach, etag: str, size: int) -> None:
         self.size = size
         self.incoming: Incoming | None = None
         self._known = known
-        self._way = way
+        self._reach = reach
         self._etag = etag
         self._asking = asyncio.Lock()
         self._asked_at = 0
@@ -175,7 +175,7 @@ class _Run:
             piece, tries = await self._reached(at), tries - 1
             until = min(end, piece.end)
             async with AsyncExitStack() as stack:
-                getting = pieces.begun(self._way, piece, at, until, more=until < end)
+                getting = pieces.begun(self._reach, piece, at, until, more=until < end)
                 try:
                     body = await stack.enter_async_context(getting)
                     return Begun(piece, body, stack.pop_all().aclose)

@@ -73,7 +73,7 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Way:
+class Reach:
     """How a store is reached. The fastest answer so far tells how far it is: one that is near and
     busy answers late at times."""
 
@@ -111,7 +111,7 @@ async def offered(link: Link, response: ClientResponse) -> Offer:
     data_url = trusted_url(answer.download_url, origins, settings.store_origin)
     digests_url = trusted_url(answer.blocks_url, origins, settings.store_origin)
     async with session_for(settings) as session:
-        packed = await _digests(Way(session, settings), digests_url, answer)
+        packed = await _digests(Reach(session, settings), digests_url, answer)
     piece = Piece(0, answer.size, data_url, packed, _renew_at(answer.expires_seconds))
     version = Version(answer.size, answer.etag, answer.modified_ns)
     return Offer(request_id_of(response), version, (piece,), answer.root)
@@ -154,14 +154,14 @@ def _check_size(settings: ClientSettings, size_bytes: int) -> None:
         raise ProtocolError(f"the digests of {count} blocks are over digests_bytes")
 
 
-async def _digests(way: Way, url: URL, answer: OffloadAnswer) -> bytes:
-    _check_size(way.settings, answer.size)
+async def _digests(reach: Reach, url: URL, answer: OffloadAnswer) -> bytes:
+    _check_size(reach.settings, answer.size)
     wanted = frames.block_count(answer.size)
     if answer.count != wanted:
         raise ProtocolError(f"{answer.count} blocks cannot be a dataset of {answer.size} bytes")
-    async with _get(way, url) as body:
+    async with _get(reach, url) as body:
         with _not_begun():
-            packed = await body.whole(way.settings.digests_bytes)
+            packed = await body.whole(reach.settings.digests_bytes)
     digests = frames.split_digests(packed)
     if len(digests) != wanted or frames.root(digests) != answer.root:
         raise VerificationFailed("the digests in the store are not those of this dataset")
@@ -169,7 +169,9 @@ async def _digests(way: Way, url: URL, answer: OffloadAnswer) -> bytes:
 
 
 @asynccontextmanager
-async def begun(way: Way, piece: Piece, at: int, end: int, *, more: bool) -> AsyncIterator[Body]:
+async def begun(
+    reach: Reach, piece: Piece, at: int, end: int, *, more: bool
+) -> AsyncIterator[Body]:
     """Get a piece, or of it the bytes from the one up to the other; its first byte has come.
 
     With ``more`` pieces to follow a connection to a store that is far is kept: each new one takes
@@ -178,7 +180,7 @@ async def begun(way: Way, piece: Piece, at: int, end: int, *, more: bool) -> Asy
     """
     whole = (at, end) == (piece.offset, piece.end)
     wanted = None if whole else (at - piece.offset, end - piece.offset)
-    async with _get(way, piece.url, wanted, kept=more) as body:
+    async with _get(reach, piece.url, wanted, kept=more) as body:
         with _not_begun():
             await body.peek()
         yield body
@@ -186,7 +188,7 @@ async def begun(way: Way, piece: Piece, at: int, end: int, *, more: bool) -> Asy
 
 @asynccontextmanager
 async def _get(
-    way: Way, url: URL, part: tuple[int, int] | None = None, *, kept: bool = False
+    reach: Reach, url: URL, part: tuple[int, int] | None = None, *, kept: bool = False
 ) -> AsyncIterator[Body]:
     """Get an object, or of it the bytes from the one offset up to the other."""
     where = f"the store at {url.origin()}"
@@ -194,9 +196,9 @@ async def _get(
     asked = time.perf_counter()
     async with AsyncExitStack() as stack:
         try:
-            async with asyncio.timeout(way.settings.idle_seconds):
+            async with asyncio.timeout(reach.settings.idle_seconds):
                 response = await stack.enter_async_context(
-                    way.session.get(url, headers=headers, allow_redirects=False, **proxy_for(url))
+                    reach.session.get(url, headers=headers, allow_redirects=False, **proxy_for(url))
                 )
         except TimeoutError as exc:
             said = reason(exc) if isinstance(exc, aiohttp.ClientError) else "it does not answer"
@@ -209,8 +211,8 @@ async def _get(
             raise StoreRefused(f"{where} gives no parts of an object, so that none can be resumed")
         if response.status != (200 if part is None else 206):
             raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
-        way.answer_seconds = min(way.answer_seconds, time.perf_counter() - asked)
-        idle_seconds, kept = way.settings.idle_seconds, kept and way.far
+        reach.answer_seconds = min(reach.answer_seconds, time.perf_counter() - asked)
+        idle_seconds, kept = reach.settings.idle_seconds, kept and reach.far
         yield Body(response, peer=PEER, idle_seconds=idle_seconds, kept=kept)
 
 

@@ -69,7 +69,9 @@ class Body:
         Raises `DatasetChanged` or `ReadFailed`; the dataset is seen to be unchanged before each
         block is yielded, and so before the last one.
         """
-        index, skip = divmod(start, self._step)
+        # What follows the last block belongs to its frame, however short that block is.
+        index = min(start // self._step, max(0, self.count - 1))
+        skip = start - index * self._step
         left = end - start
         while left > 0:
             for piece in slices(await self._frame(index)):

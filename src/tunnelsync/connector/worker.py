@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from tunnelsync import wire
 from tunnelsync.connector import auto, conditions, stream
@@ -100,7 +101,10 @@ class Worker:
         else:
             self._remember(request_id)
             self._jobs[request_id] = job = Job(request_id)
+            self._beat_later(job)
             job.task = asyncio.create_task(self._run(command, job))
+            # Not by the task itself: one that is cancelled at once never begins.
+            job.task.add_done_callback(partial(self._ended, job))
 
     async def close(self) -> None:
         """Cancel all jobs, and wait until they have let go of what they hold."""
@@ -117,18 +121,17 @@ class Worker:
 
     async def _run(self, command: Command, job: Job) -> None:
         """Answer a command, with its error if it comes to that; it needs no ack then."""
-        self._beat_later(job)
         try:
-            try:
-                await self._answer(command, job)
-            except Exception as exc:
-                error = told(exc, job.request_id)
-                log.info("request %s: %s", job.request_id, error.message)
-                await self._modes.upload.fail(job.request_id, error)
-            self._outbox.settle(job.request_id)
-        finally:
-            job.beat.cancel()
-            del self._jobs[job.request_id]
+            await self._answer(command, job)
+        except Exception as exc:
+            error = told(exc, job.request_id)
+            log.info("request %s: %s", job.request_id, error.message)
+            await self._modes.upload.fail(job.request_id, error)
+        self._outbox.settle(job.request_id)
+
+    def _ended(self, job: Job, _: asyncio.Task[None]) -> None:
+        job.beat.cancel()
+        del self._jobs[job.request_id]
 
     async def _answer(self, command: Command, job: Job) -> None:
         match command:

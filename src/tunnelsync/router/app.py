@@ -56,7 +56,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SIGNALS = signal.SIGINT, signal.SIGTERM
 LINE_BYTES = 16 * 1024
 """A request line with a name of 4096 bytes, each of them escaped, and a query."""
-DATASETS = "/datasets/{rest:(?!request-|result$|stream/)(?s:.*)}"
+DATASETS = "/datasets/{rest:(?!request-|result$|batch$|stream/)(?s:.*)}"
 """All that is no other address: what it is, is judged on the raw path."""
 LAST_WORDS_SECONDS = 1.0
 """What a client gets to hear why its transfer does not end, when the router stops."""
@@ -210,6 +210,8 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
                 log.info("no tokens file: this machine alone is served")
             watch = access.watch(settings.tokens_poll_seconds, switchboard.revoke)
             tasks = asyncio.create_task(watch), asyncio.create_task(router.heartbeat.beat())
+            for task in tasks:
+                task.add_done_callback(partial(_failed, stop))
             await stop.wait()
             clean = await _drained(router, now)
             for task in tasks:
@@ -220,6 +222,13 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         # Nothing is left to end sooner, and asyncio stops listening before the process has ended.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     return clean
+
+
+def _failed(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+    """Stop for a defect in what must go on: tokens would not be read, the silent not be found."""
+    if not task.cancelled() and task.exception():
+        log.critical("stopping: a task of the router failed", exc_info=task.exception())
+        stop.set()
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:
@@ -274,18 +283,18 @@ async def _drained(router: Router, now: asyncio.Event) -> bool:
     router.draining = True
     running = router.switchboard.transfers.running
     log.info("stopping: %d transfers get up to %g s", len(running), router.settings.drain_seconds)
-    cut = asyncio.create_task(now.wait())
-    try:
-        async with asyncio.timeout(router.settings.drain_seconds):
-            while running and not cut.done():
-                ends = [asyncio.create_task(one.ended.wait()) for one in running.values()]
-                await asyncio.wait([*ends, cut], return_when=asyncio.FIRST_COMPLETED)
-                for end in ends:
-                    end.cancel()
-    except TimeoutError:
+
+    async def all_ended() -> None:
+        while running:
+            await next(iter(running.values())).ended.wait()
+
+    waits = asyncio.create_task(all_ended()), asyncio.create_task(now.wait())
+    seconds = router.settings.drain_seconds
+    done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for one in waits:
+        one.cancel()
+    if not done:
         log.warning("stopping: %d transfers are broken off", len(running))
-    finally:
-        cut.cancel()
     await _broken_off(list(running.values()))
     return not now.is_set()
 

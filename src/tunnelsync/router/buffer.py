@@ -3,7 +3,6 @@
 from aiohttp import web
 
 from tunnelsync import protocol
-from tunnelsync.errors import ProtocolError
 from tunnelsync.protocol import Mode
 from tunnelsync.router.asking import answered, asked_in
 from tunnelsync.router.context import ROUTER
@@ -21,8 +20,7 @@ async def request_sync(request: web.Request) -> web.StreamResponse:
         return protocol.GetDataset(request_id, asked.dataset, asked.conditions)
 
     async def deliver(request: web.Request, transfer: Transfer, body: Reply) -> web.StreamResponse:
-        if not isinstance(body, ResultBody):
-            raise ProtocolError(f"connector {asked.mac} answered mode buffer with a stream")
+        assert isinstance(body, ResultBody)
         return await send_whole(transfer, request, body, router.settings)
 
     return await answered(request, asked, Mode.BUFFER, command, deliver)

@@ -1,18 +1,19 @@
 """``/datasets/MAC/...`` with plain HTTP: a dataset's bytes, its head, and folders listed."""
 
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from aiohttp import web
 
 from tunnelsync import protocol, wire
-from tunnelsync.errors import BadRequest, NotADataset, ProtocolError
+from tunnelsync.errors import BadRequest, NotADataset
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import Coding, check_name
 from tunnelsync.router.asking import Asked, asking, conditions_of, path_of
 from tunnelsync.router.bodies import json_answer
 from tunnelsync.router.context import ROUTER
-from tunnelsync.router.said import ResultBody
+from tunnelsync.router.said import ResultBody, check, understanding
 from tunnelsync.router.stream import refusal, stream, streamed_headers
 from tunnelsync.router.transfer import Transfer
 
@@ -34,16 +35,10 @@ async def head(request: web.Request) -> web.StreamResponse:
     if not name or name.endswith("/"):
         _check_folder(name.removesuffix("/"))
         raise NotADataset("a folder has no head; GET lists it")
-    conditions = conditions_of(request)
     command = partial(
         protocol.StatDataset,
         dataset_name=check_name(name),
-        conditions=protocol.Conditions(
-            if_match=conditions.if_match,
-            if_none_match=conditions.if_none_match,
-            if_modified_since=conditions.if_modified_since,
-            if_unmodified_since=conditions.if_unmodified_since,
-        ),
+        conditions=replace(conditions_of(request), range=None, if_range=None),
     )
     with asking(request, mac, name, "stat", command) as transfer:
         found = await _said(transfer, protocol.StatAnswer)
@@ -86,10 +81,9 @@ def _limit(request: web.Request) -> int:
 
 async def _said(transfer: Transfer, kind: type[Message]) -> Message:
     body = await transfer.reply()
-    if not isinstance(body, ResultBody):
-        raise ProtocolError(f"connector {transfer.mac} answered with a stream")
-    try:
-        return wire.decode(kind, wire.loads(body.joined()))
-    except BadRequest as error:
-        message = f"the answer of connector {transfer.mac} is not understood: {error.message}"
-        raise ProtocolError(message) from None
+    assert isinstance(body, ResultBody)
+    with understanding(transfer.mac):
+        said = wire.decode(kind, wire.loads(body.joined()))
+        if isinstance(said, protocol.StatAnswer):
+            check(said)
+    return said

@@ -59,7 +59,8 @@ class Detached:
         """Wait for the reply, and then for the request that attaches."""
         transfer = self._transfer
         with ending(transfer):
-            reply = await transfer.reply()
+            # Not kept here: an error's frames would hold it for as long as the receipt lives.
+            await transfer.reply()
             self.result = f"/transfers/{transfer.request_id}/result"
             self._forgotten.cancel()
             self.settled.set()
@@ -68,7 +69,7 @@ class Detached:
                     await self._attached.wait()
             except TimeoutError:
                 raise Cancelled(f"nobody came for the answer within {self._seconds:g} s") from None
-            return reply
+            return await transfer.reply()
 
     def _soon(self) -> asyncio.TimerHandle:
         left = Cancelled(f"nobody asked for the transfer for {self._seconds:g} s")

@@ -10,13 +10,13 @@ from typing import Any
 from aiohttp import web
 
 from tunnelsync import protocol, wire
-from tunnelsync.errors import BadRequest, ProtocolError, StoreNotConfigured, StoreUntrusted
+from tunnelsync.errors import StoreNotConfigured, StoreUntrusted
 from tunnelsync.objects import origin
 from tunnelsync.protocol import Mode, OffloadAnswer
 from tunnelsync.router.asking import answered, asked_in
 from tunnelsync.router.context import ROUTER, Router
 from tunnelsync.router.relay import send_whole
-from tunnelsync.router.said import Reply, ResultBody
+from tunnelsync.router.said import Reply, ResultBody, understanding
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.segments import SegmentsAnswer
 
@@ -34,8 +34,7 @@ async def request_offload(request: web.Request) -> web.StreamResponse:
         )
 
     async def deliver(request: web.Request, transfer: Transfer, body: Reply) -> web.StreamResponse:
-        if not isinstance(body, ResultBody):
-            raise ProtocolError(f"connector {asked.mac} answered mode offload with a stream")
+        assert isinstance(body, ResultBody)
         return await answer(request, transfer, body)
 
     return await answered(request, asked, Mode.OFFLOAD, command, deliver)
@@ -44,11 +43,8 @@ async def request_offload(request: web.Request) -> web.StreamResponse:
 async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> web.StreamResponse:
     """Check where a connector wants to send the client, and pass it on."""
     router = request.app[ROUTER]
-    try:
+    with understanding(transfer.mac):
         offered = _understood(wire.loads(body.joined()))
-    except BadRequest as error:
-        message = f"the answer of connector {transfer.mac} is not understood: {error.message}"
-        raise ProtocolError(message) from None
     checked = replace(_checked(router, transfer, offered), store_origins=(router.store_origin,))
     transfer.describe(size=offered.size, etag=offered.etag, root=offered.root)
     data = wire.dumps(checked)

@@ -16,7 +16,7 @@ from tunnelsync.errors import Stalled, TunnelSyncError
 from tunnelsync.protocol import Coding
 from tunnelsync.router.chunks import Chunk
 from tunnelsync.router.said import ResultBody
-from tunnelsync.router.splice import Splice, possible
+from tunnelsync.router.splice import Splice
 from tunnelsync.router.transfer import CLIENT_TAKES, ITS_RETURN, Transfer
 from tunnelsync.settings import RouterSettings
 from tunnelsync.sockets import abort
@@ -27,6 +27,8 @@ NEXT_BYTES = "the next bytes"
 SPLICE_FROM_BYTES = 4 * 1024 * 1024
 """Below so many bytes left, the copies cost less than a pipe and another connection."""
 BROKEN = (ClientError, ConnectionError, web.PayloadAccessError)
+WRITE_BYTES = 256 * 1024
+"""What a client must take of a body within its deadline, besides what its connection holds."""
 SHORT_BYTES = 64 * 1024
 """Up to so many bytes of a body come at once, and go out with the head."""
 STARTED = "tunnelsync-started"
@@ -70,9 +72,7 @@ async def send_whole(
         transfer.within(settings.idle_seconds, CLIENT_TAKES),
     ):
         for part in (body.joined(),) if body.size <= SHORT_BYTES else body.parts:
-            await response.write(part)
-            transfer.deadline.alive()
-            transfer.wrote(len(part))
+            await _written(transfer, response, part)
         await response.write_eof()
     transfer.last_byte()
     return response
@@ -126,9 +126,13 @@ async def _relay_chunk(
     going = True
     while going and chunks.taken < end:
         long = zero_copy and transfer.written and end - chunks.taken >= SPLICE_FROM_BYTES
-        if long and chunk.protocol and possible(chunk.protocol.transport, request.transport):
-            await _splice(transfer, chunk, request, response, end)
-            break
+        # One whose length was not told comes in pieces with heads of their own.
+        if long and chunk.length is not None and chunk.protocol and not chunk.content.is_eof():
+            way = Splice.between(chunk.protocol.transport, request.transport)
+            if way is not None:
+                with way:
+                    await _splice(transfer, chunk, request, response, end, way)
+                break
         going = await _copy(transfer, chunk, response, end)
     if chunk.detached:
         return False
@@ -156,11 +160,18 @@ async def _copy(transfer: Transfer, chunk: Chunk, response: web.StreamResponse, 
 async def _write(transfer: Transfer, response: web.StreamResponse, data: bytes) -> None:
     transfer.chunks.taken += len(data)
     transfer.deadline.expected = CLIENT_TAKES
-    await response.write(data)
+    await _written(transfer, response, data)
     transfer.deadline.expected = NEXT_BYTES
-    transfer.deadline.alive()
-    transfer.wrote(len(data))
     transfer.chunks.check_stop()
+
+
+async def _written(transfer: Transfer, response: web.StreamResponse, data: bytes) -> None:
+    """Write in pieces, each of which is a sign of life of a client on a slow line."""
+    for at in range(0, len(data), WRITE_BYTES):
+        piece = memoryview(data)[at : at + WRITE_BYTES] if len(data) > WRITE_BYTES else data
+        transfer.wrote(len(piece))  # before: also if the wait for the client breaks off
+        await response.write(piece)
+        transfer.deadline.alive()
 
 
 async def _splice(
@@ -169,6 +180,7 @@ async def _splice(
     request: web.Request,
     response: web.StreamResponse,
     end: int,
+    way: Splice,
 ) -> None:
     """Move the rest of an upload from socket to socket, until its end or its break.
 
@@ -176,7 +188,6 @@ async def _splice(
     """
     chunks, deadline, target = transfer.chunks, transfer.deadline, request.transport
     assert chunk.protocol is not None
-    assert chunk.protocol.transport is not None
     assert target is not None
     try:
         # Nothing is awaited from the last read to the pause, so no byte can come in between.
@@ -184,28 +195,27 @@ async def _splice(
     except BROKEN:
         return
     chunk.protocol.pause_reading()
-    with Splice(chunk.protocol.transport, target) as way:
-        chunk.splice(way.cut)
-        try:
-            await _write(transfer, response, arrived)
+    chunk.splice(way.cut)
+    try:
+        await _write(transfer, response, arrived)
+        deadline.expected = CLIENT_TAKES
+        target.set_write_buffer_limits(0)
+        await request.writer.drain()
+        target.set_write_buffer_limits()
+        while chunks.taken < end and not chunk.detached:
+            deadline.expected = NEXT_BYTES
+            count = await way.take(end - chunks.taken)
+            if not count:
+                break
+            chunks.taken += count
             deadline.expected = CLIENT_TAKES
-            target.set_write_buffer_limits(0)
-            await request.writer.drain()
-            target.set_write_buffer_limits()
-            while chunks.taken < end and not chunk.detached:
-                deadline.expected = NEXT_BYTES
-                count = await way.take(end - chunks.taken)
-                if not count:
-                    break
-                chunks.taken += count
-                deadline.expected = CLIENT_TAKES
-                while way.held:
-                    transfer.wrote(await way.put())
-                    deadline.alive()
-                chunks.check_stop()
-        except BaseException:
-            chunk.abort()
-            raise
+            while way.held:
+                transfer.wrote(await way.put())
+                deadline.alive()
+            chunks.check_stop()
+    except BaseException:
+        chunk.abort()
+        raise
     if chunks.taken >= end:
         chunk.content.feed_eof()
     else:
@@ -245,7 +255,7 @@ async def _break_off(
     asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, abort, transport)
     if isinstance(response, _Short):
         await response.write(b"")  # its head, if that still waits for the first bytes
-    if coding == Coding.BLOCKS and frames.position(transfer.chunks.taken).skip_bytes == 0:
+    if coding == Coding.BLOCKS and frames.between_frames(transfer.written):
         async with asyncio.timeout(LAST_WORDS_SECONDS):
             await response.write(frames.encode_failure(error))
     transport.close()

@@ -3,12 +3,14 @@
 A result is gathered here: in one piece, or in parts where a proxy bounds the size of a body.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from blake3 import blake3
 
 from tunnelsync import protocol
-from tunnelsync.errors import BadRequest, Conflict, TransferGone, WrongOffset
+from tunnelsync.errors import BadRequest, Conflict, ProtocolError, TransferGone, WrongOffset
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,28 @@ class Said:
     complete: protocol.Complete | None = None
     result: bytes | None = None
     gathered: Gathered | None = None
+
+
+def check(said: protocol.Init | protocol.StatAnswer) -> None:
+    """Raise `BadRequest` for a version of a dataset that no answer can tell of."""
+    if said.status not in (200, 206, 304, 412, 416):
+        raise BadRequest(f"{said.status} is no status of a dataset")
+    if min(said.size, said.length, said.offset) < 0:
+        raise BadRequest("a negative size, length or offset")
+    if said.length and said.status not in (200, 206):
+        raise BadRequest(f"an answer with the status {said.status} has no body")
+    if not said.etag.isascii() or not said.etag.isprintable() or '"' in said.etag:
+        raise BadRequest("an etag that no header can hold")
+
+
+@contextmanager
+def understanding(mac: str) -> Iterator[None]:
+    """Raise `ProtocolError` where the answer of a connector is not understood."""
+    try:
+        yield
+    except BadRequest as error:
+        why = f"the answer of connector {mac} is not understood: {error.message}"
+        raise ProtocolError(why) from None
 
 
 def same(first: object, again: object, what: str) -> None:

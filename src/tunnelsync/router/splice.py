@@ -7,7 +7,7 @@ import asyncio
 import fcntl
 import os
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -20,21 +20,34 @@ TURN_BYTES = 1024 * 1024
 ends are fast, nothing else would end it."""
 
 
-def possible(*transports: asyncio.BaseTransport | None) -> bool:
-    """Tell whether bytes between these can stay in the kernel."""
-    return hasattr(os, "splice") and all(map(is_plain, transports))
-
-
 class Splice:
     """A way from one socket to another, through a pipe that holds ``held`` bytes."""
 
-    def __init__(self, source: asyncio.BaseTransport, target: asyncio.BaseTransport) -> None:
-        self._source = dup_of(source)
-        self._target = dup_of(target)
-        self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    def __init__(self, source: socket.socket, target: socket.socket, pipe: tuple[int, int]) -> None:
+        self._source, self._target = source, target
+        self._out, self._in = pipe
         self.held = 0
         self._in_this_turn = 0
+
+    @classmethod
+    def between(
+        cls, source: asyncio.BaseTransport | None, target: asyncio.BaseTransport | None
+    ) -> Self | None:
+        """Return a way for bytes to stay in the kernel; None if there is none, or none now."""
+        if not hasattr(os, "splice") or not is_plain(source) or not is_plain(target):
+            return None
+        with ExitStack() as stack:
+            try:
+                ends = [stack.enter_context(dup_of(one)) for one in (source, target)]
+                pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+                for end in pipe:
+                    stack.callback(os.close, end)
+                # Without privilege a user has 64 of these, in all processes together.
+                fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            except OSError:
+                return None
+            stack.pop_all()
+            return cls(ends[0], ends[1], pipe)
 
     async def take(self, most: int) -> int:
         """Wait for bytes of the source; return how many were taken, 0 at its end or break."""

@@ -11,7 +11,6 @@ from tunnelsync import protocol
 from tunnelsync.errors import (
     BadRequest,
     PreconditionFailed,
-    ProtocolError,
     RangeNotSatisfiable,
     TransferGone,
     WrongOffset,
@@ -61,8 +60,7 @@ async def stream(request: web.Request, asked: Asked) -> web.StreamResponse:
         )
 
     async def deliver(request: web.Request, transfer: Transfer, init: Reply) -> web.StreamResponse:
-        if not isinstance(init, protocol.Init):
-            raise ProtocolError(f"connector {asked.mac} answered a stream with a result")
+        assert isinstance(init, protocol.Init)
         return await answer(request, transfer, init, asked.coding)
 
     return await answered(request, asked, Mode.STREAM, command, deliver)

@@ -54,10 +54,10 @@ class Session:
 
     mac: Mac
     hello: protocol.Hello
-    epoch: int
-    link: Link | None
-    token: str | None
     since: float
+    epoch: int = 0
+    link: Link | None = None
+    token: str | None = None
     unacked: dict[str, protocol.Command] = field(default_factory=dict)
     transfers: dict[str, Transfer] = field(default_factory=dict)
     grace: asyncio.TimerHandle | None = None
@@ -120,13 +120,10 @@ class Switchboard:
             return None
         if old is not None:
             self._replace(old)
-        epoch = self._known.get(mac, 0) + 1
-        self._remember(mac, epoch)
-        session = Session(mac, hello, epoch, link, token, self._loop.time())
+        session = Session(mac, hello, self._loop.time())
         session.swaps = old.swaps if old is not None else []
         self.sessions[mac] = session
-        log.info("connector %s is here (version %s, epoch %d)", mac, hello.version[:32], epoch)
-        link.send(protocol.Welcome(epoch, batch_bytes=self._settings.batch_bytes))
+        self._welcome(session, link, token)
         return session
 
     def _welcome_back(self, session: Session, link: Link, token: str | None) -> Session:
@@ -135,21 +132,22 @@ class Switchboard:
             session.grace = None
         if session.link is not None:
             session.link.close(protocol.CLOSE_REPLACED, "the same connector connected again")
-        session.epoch += 1
-        self._remember(session.mac, session.epoch)
-        session.link, session.token = link, token
-        log.info("connector %s is back (epoch %d)", session.mac, session.epoch)
-        link.send(protocol.Welcome(session.epoch, batch_bytes=self._settings.batch_bytes))
+        self._welcome(session, link, token)
         _forget_answered(session)
         for command in session.unacked.values():
             link.send(command)
         return session
 
-    def _remember(self, mac: Mac, epoch: int) -> None:
-        self._known[mac] = epoch
-        self._known.move_to_end(mac)
+    def _welcome(self, session: Session, link: Link, token: str | None) -> None:
+        """Take a link for the one of a session, which begins an epoch."""
+        session.link, session.token = link, token
+        session.epoch = self._known.pop(session.mac, session.epoch) + 1
+        self._known[session.mac] = session.epoch
         while len(self._known) > self._settings.connectors:
             self._known.popitem(last=False)
+        version, epoch = session.hello.version[:32], session.epoch
+        log.info("connector %s is here (version %s, epoch %d)", session.mac, version, epoch)
+        link.send(protocol.Welcome(epoch, batch_bytes=self._settings.batch_bytes))
 
     def _is_clash(self, session: Session) -> bool:
         """Count a swap of one live connector by another; True if there were too many lately."""

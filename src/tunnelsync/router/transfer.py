@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager
 
 from tunnelsync import protocol
 from tunnelsync.errors import (
-    BadRequest,
     BrokenOff,
     Conflict,
     Stalled,
@@ -22,7 +21,7 @@ from tunnelsync.errors import (
 from tunnelsync.identity import Mac
 from tunnelsync.router.chunks import Chunk, ChunkQueue
 from tunnelsync.router.deadline import Deadline
-from tunnelsync.router.said import Reply, ResultBody, Said, same
+from tunnelsync.router.said import Reply, ResultBody, Said, check, same
 from tunnelsync.settings import RouterSettings
 from tunnelsync.transfer import Event, Outcome, State, move, outcome_of
 
@@ -181,12 +180,7 @@ class Transfer:
             return
         if not isinstance(self.command, STREAMED):
             raise Conflict(f"{self.command.command} is answered by a result, not by an init")
-        if init.status not in (200, 206, 304, 412, 416):
-            raise BadRequest(f"an init with the impossible status {init.status}")
-        if min(init.size, init.length, init.offset) < 0:
-            raise BadRequest("an init with a negative size, length or offset")
-        if not init.etag.isascii() or not init.etag.isprintable() or '"' in init.etag:
-            raise BadRequest("an init with an etag that no header can hold")
+        check(init)
         self.state = move(self.state, Event.INIT)
         self.said.init = init
         self._size, self._etag = init.size, init.etag
