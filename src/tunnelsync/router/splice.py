@@ -14,8 +14,8 @@ from typing import Self
 from tunnelsync.sockets import dup_of, is_plain, readable, writable
 
 PIPE_BYTES = 512 * 1024
-"""What is on its way inside the kernel at most. Twice as much takes a tenth off our CPU, and takes
-half of the pipes that Linux gives a user without privilege: 128 of these."""
+"""What is on its way inside the kernel at most. Twice as much would take a tenth off our CPU, and
+leave half of the 128 pipes that Linux gives a user without privilege."""
 TURN_BYTES = 1024 * 1024
 """After so many bytes without a wait the other streams and requests get their turn: where both
 ends are fast, nothing else would end it."""
