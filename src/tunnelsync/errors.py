@@ -31,6 +31,8 @@ An instance adds what happened, and to which dataset or connector.
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+MOST = 4096  # characters of a text from elsewhere, which receipts keep
+
 
 class TunnelSyncError(Exception):
     """The base of every error of this package.
@@ -67,11 +69,10 @@ class TunnelSyncError(Exception):
         if not isinstance(error, Mapping):
             return ProtocolError("the other side sent an error in a form that is not known")
         code, message, hint = (error.get(k) for k in ("code", "message", "hint"))
-        text = message if isinstance(message, str) else "no message was given"
-        kind = BY_CODE.get(code) if isinstance(code, str) else None
-        if kind is None:
+        text = message[:MOST] if isinstance(message, str) else "no message was given"
+        if (kind := BY_CODE.get(code) if isinstance(code, str) else None) is None:
             return BrokenOff(f"{text} ({str(code)[:64]})")
-        return kind(text, hint=hint if isinstance(hint, str) else None)
+        return kind(text, hint=hint[:MOST] if isinstance(hint, str) else None)
 
 
 class Usage(TunnelSyncError):

@@ -116,6 +116,7 @@ class RouterSettings:
     ack_seconds: float = _setting(15.0, "a healthy connector acknowledges in milliseconds")
     answer_seconds: float = _setting(60.0, "silence between two signs of life before the answer")
     idle_seconds: float = _setting(60.0, "no byte from, or to, a peer for so long: broken off")
+    keepalive_seconds: float = _setting(75.0, "a connection without a whole request's head: closed")
     resume_seconds: float = _setting(20.0, "a connector that lost its data connection comes back")
     complete_seconds: float = _setting(30.0, "the closing word follows the last byte")
     chunk_queue: int = _setting(2, "the chunk being relayed and the one that starts where it ends")

@@ -397,6 +397,21 @@ async def test_a3_a_revoked_token_closes_its_live_socket_and_is_refused(
     assert (gone.status, gone.code) == (503, "connector_offline")
 
 
+async def test_a3_a_token_that_is_bound_anew_closes_the_socket_of_its_old_mac(
+    system: System, keys: Keys
+) -> None:
+    async with (
+        welcome(system.url, MAC, token=keys.mine) as moved,
+        welcome(system.url, OTHER, token=keys.other) as stays,
+    ):
+        text = keys.path.read_text()
+        new = keys.path.with_suffix(".new")
+        new.write_text(text.replace(MAC, "cc-28-aa-00-11-99"))
+        new.replace(keys.path)
+        assert await moved.closed() == protocol.CLOSE_REVOKED
+        assert (await stays.result("0123", {})).status == 404
+
+
 def test_a3_a_real_connector_tells_that_its_token_was_revoked(system: System, keys: Keys) -> None:
     connector = system.connector(token=keys.mine)
     revoke(keys, MAC)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from played_connector import (
     PlayedConnector,
     another_mac,
     asking,
+    held_bytes,
     init,
     is_whole,
     played,
@@ -21,6 +23,7 @@ from played_router import content
 from raw_http import Answer
 from tunnelsync.errors import DatasetNotFound
 from tunnelsync.protocol import Complete, Progress, error_answer
+from tunnelsync.settings import MIB
 
 BODY = content(3000)
 STORE = "http://127.0.0.1:9"
@@ -272,3 +275,18 @@ async def test_a3_only_a_client_gets_the_result(system: System) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         answer = raw_http.ask(router.url, "GET", "/transfers/abc/result", headers)
         assert answer.status == status
+
+
+async def test_a_result_that_names_its_request_inside_is_held_like_any_other(
+    tmp_path: Path,
+) -> None:
+    with router_alone(tmp_path, buffers_bytes=MIB, detached_seconds=20) as router:
+        async with played(router.url, another_mac()) as connector:
+            value = {"data": "x" * 600_000}
+            replies = []
+            for _ in range(2):
+                assert (await preferring(connector, "sync")).status == 202
+                request_id = await connector.command("get_dataset")
+                replies.append(await connector.post("result", value | {"request_id": request_id}))
+            assert [one.status for one in replies] == [200, 503]
+            assert 600_000 < await held_bytes(router.url) < MIB

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 import raw_http
 from harness import Router, System
+from held import HeldGet
 from played_connector import (
     PlayedConnector,
     Reply,
@@ -1026,3 +1028,72 @@ async def test_a_chunk_that_is_wholly_here_before_its_turn_is_copied(system: Sys
         answer = await client
         assert is_whole(answer)
         assert answer.body == body
+
+
+@pytest.mark.parametrize("limit", ["0" * 17 + "1" + "0" * 30, "0000000019999", "9" * 5000, "1001"])
+async def test_a_limit_that_is_none_reaches_no_connector(
+    connector: PlayedConnector, limit: str
+) -> None:
+    path = f"/datasets/{connector.mac}/?limit={limit}"
+    assert (await asking(connector.url, "GET", path)).status == 400
+    await still_works(connector)
+
+
+async def test_a_listing_of_more_than_was_asked_for_is_the_connectors_fault(
+    connector: PlayedConnector,
+) -> None:
+    client = asking(connector.url, "GET", f"/datasets/{connector.mac}/?limit=2")
+    request_id = await connector.command("list_datasets")
+    entries = [{"name": f"d{number}", "kind": "dataset"} for number in range(3)]
+    await connector.result(request_id, {"entries": entries})
+    assert (await client).status == 502
+    await still_works(connector)
+
+
+async def test_what_a_receipt_keeps_is_short(connector: PlayedConnector) -> None:
+    long, client = "v" * 5000, wanting(connector.url, connector.mac)
+    request_id = await connector.command("get_dataset_stream")
+    assert (await connector.init(request_id, 3000, etag=long)).status == 400
+    await connector.init(request_id, 3000)
+    await connector.say(Progress(request_id, "s" * 1000, 1))
+    await connector.chunk(request_id, 0, BODY)
+    refused = await connector.post("stream/complete", Complete(request_id, root=long))
+    assert refused.status == 400
+    await connector.post("stream/complete", Complete(request_id))
+    assert (await client).status == 200
+    assert len(dumps(await receipt(connector, request_id))) < 1000
+    client = wanting(connector.url, connector.mac, "sync")
+    request_id = await connector.command("get_dataset")
+    problem = {"code": "internal", "message": long * 4, "hint": long * 4}
+    await connector.result(request_id, {"error": problem})
+    assert len((await client).body) < 10_000
+    assert len(dumps(await receipt(connector, request_id))) < 10_000
+
+
+async def test_a_client_that_does_not_read_its_listing_is_cut_off(system: System) -> None:
+    count = 8000  # 30 MB, more than connections hold
+    router = system.router(idle_seconds=1, result_bytes=64 * MIB, list_entries=count)
+    async with played(router.url, next(MACS)) as connector:
+        entries = [{"name": "n" * 3900 + str(number), "kind": "folder"} for number in range(count)]
+        asked = asyncio.to_thread(HeldGet, router.url, f"/datasets/{connector.mac}/")
+        client = asyncio.create_task(asked)
+        request_id = await connector.command("list_datasets")
+
+        async def page() -> AsyncIterator[bytes]:
+            yield dumps({"entries": entries})
+
+        reply = await connector.post("result", page(), request_id=request_id)
+        assert reply.status == 200
+        with await client:
+            said = await receipt(connector, request_id)
+            assert (said["outcome"], said["error"]["code"]) == ("timed_out", "stalled")
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for(system: System) -> None:
+    router = system.router(keepalive_seconds=1)
+    at = urlsplit(router.url)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127")
+    async with asyncio.timeout(20):
+        assert await reader.read() == b""
+    writer.close()

@@ -7,7 +7,7 @@ loopback by any web page, so then a request from a page, or under a foreign host
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class Access:
         return _label(grant.sha256 if grant else request.remote or "", self._key)
 
     async def watch(
-        self, every_seconds: float, on_change: Callable[[Collection[str]], None]
+        self, every_seconds: float, on_change: Callable[[Mapping[str, Grant]], None]
     ) -> None:
         """Look at the tokens file for ever; a file that is wrong leaves what was valid."""
         while self._path is not None:
@@ -111,7 +111,7 @@ class Access:
                 log.error("%s; the tokens read before stay valid", error.message)
                 continue
             log.info("tokens file read: %d tokens", len(self._grants))
-            on_change(self._grants.keys())
+            on_change(self._grants)
 
     def _stat(self) -> tuple[int, int, int] | None:
         assert self._path is not None

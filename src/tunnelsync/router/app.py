@@ -196,6 +196,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         handle_signals=False,
         handler_cancellation=True,
         access_log=None,
+        keepalive_timeout=settings.keepalive_seconds,
         read_bufsize=settings.read_bytes,
         max_line_size=LINE_BYTES,
         lingering_time=LINGER_SECONDS,

@@ -5,8 +5,7 @@ client: the bodies are held, under the budget of all buffers, until their transf
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 
 from aiohttp import StreamReader, web
@@ -19,7 +18,7 @@ from tunnelsync.router import results
 from tunnelsync.router.access import connector_of
 from tunnelsync.router.bodies import json_answer, read_parts
 from tunnelsync.router.chunks import Chunk
-from tunnelsync.router.context import ROUTER, Budget
+from tunnelsync.router.context import ROUTER
 from tunnelsync.router.said import ResultBody
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.transfer import State
@@ -35,24 +34,11 @@ async def batch(request: web.Request) -> web.Response:
     for item, body in unpack(b"".join(parts)):
         try:
             transfer = router.switchboard.transfers.claim(item.request_id, mac)
-            with _held(router.buffers, transfer, len(body)):
+            with results.held(router.buffers, transfer, len(body)):
                 _take(transfer, item, body)
         except TunnelSyncError as error:
             refused[item.request_id] = error.status
     return json_answer({"status": "ok", "refused": refused})
-
-
-@contextmanager
-def _held(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]:
-    """Hold an item's body from now until its transfer ends, if the block takes it."""
-    again = transfer.said.result is not None  # then it is held already
-    budget.take(size_bytes)
-    try:
-        yield
-    except BaseException:
-        budget.release(size_bytes)
-        raise
-    results.give_back(budget, transfer, size_bytes, again=again)
 
 
 def _take(transfer: Transfer, item: Item, body: bytes) -> None:

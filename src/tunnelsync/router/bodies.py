@@ -81,7 +81,7 @@ def error_answer(error: TunnelSyncError, *, head: bool = False, **extra: object)
     response = json_answer(protocol.error_answer(error) | extra, error.status)
     if head:
         problem = error.to_wire()
-        problem["message"] = problem["message"][:HEADER_CHARACTERS]
+        problem = {name: text[:HEADER_CHARACTERS] for name, text in problem.items()}
         response.headers[protocol.H_ERROR] = json.dumps(problem)
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)

@@ -11,9 +11,9 @@ from tunnelsync.errors import BadRequest, NotADataset
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import Coding, check_name
 from tunnelsync.router.asking import Asked, asking, conditions_of, path_of
-from tunnelsync.router.bodies import json_answer
 from tunnelsync.router.context import ROUTER
-from tunnelsync.router.said import ResultBody, check, understanding
+from tunnelsync.router.relay import send_whole
+from tunnelsync.router.said import ResultBody, bounded, check, understanding
 from tunnelsync.router.stream import refusal, stream, streamed_headers
 from tunnelsync.router.transfer import Transfer
 
@@ -60,9 +60,10 @@ async def _list(request: web.Request, mac: Mac, folder: str) -> web.StreamRespon
     _check_folder(folder)
     command = partial(protocol.ListDatasets, folder=folder, after=after, limit=limit)
     with asking(request, mac, folder, "list", command) as transfer:
-        page = await _said(transfer, protocol.ListAnswer)
-        transfer.last_byte()
-        return json_answer(page)
+        page = await _said(transfer, protocol.ListAnswer, limit)
+        data = wire.dumps(page)
+        whole = ResultBody((data,), len(data), b"")
+        return await send_whole(transfer, request, whole, request.app[ROUTER].settings)
 
 
 def _check_folder(folder: str) -> None:
@@ -74,16 +75,19 @@ def _check_folder(folder: str) -> None:
 def _limit(request: web.Request) -> int:
     most = request.app[ROUTER].settings.list_entries
     text = request.query.get("limit", str(most))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:18]) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= most:
         raise BadRequest(f"limit must be a number from 1 to {most}")
     return int(text)
 
 
-async def _said(transfer: Transfer, kind: type[Message]) -> Message:
+async def _said(transfer: Transfer, kind: type[Message], most: int = 0) -> Message:
+    """Return what a connector answered, of ``most`` entries: each costs the loop its time."""
     body = await transfer.reply()
     assert isinstance(body, ResultBody)
     with understanding(transfer.mac):
-        said = wire.decode(kind, wire.loads(body.joined()))
+        value = wire.loads(body.joined())
+        bounded(value, "entries", most)
+        said = wire.decode(kind, value)
         if isinstance(said, protocol.StatAnswer):
             check(said)
     return said

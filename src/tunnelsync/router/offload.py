@@ -16,9 +16,12 @@ from tunnelsync.protocol import Mode, OffloadAnswer
 from tunnelsync.router.asking import answered, asked_in
 from tunnelsync.router.context import ROUTER, Router
 from tunnelsync.router.relay import send_whole
-from tunnelsync.router.said import Reply, ResultBody, understanding
+from tunnelsync.router.said import Reply, ResultBody, bounded, check_names, understanding
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.segments import SegmentsAnswer
+
+SEGMENTS = 1000
+"""Told in one answer at most; a dataset has no more."""
 
 
 async def request_offload(request: web.Request) -> web.StreamResponse:
@@ -45,6 +48,7 @@ async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> 
     router = request.app[ROUTER]
     with understanding(transfer.mac):
         offered = _understood(wire.loads(body.joined()))
+        check_names(offered.etag, offered.root)
     checked = replace(_checked(router, transfer, offered), store_origins=(router.store_origin,))
     transfer.describe(size=offered.size, etag=offered.etag, root=offered.root)
     data = wire.dumps(checked)
@@ -55,6 +59,7 @@ async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> 
 def _understood(value: dict[str, Any]) -> OffloadAnswer | SegmentsAnswer:
     """Return what a connector answered: one object, or segments."""
     if "segments" in value:
+        bounded(value, "segments", SEGMENTS)
         return wire.decode(SegmentsAnswer, value)
     return wire.decode(OffloadAnswer, value)
 

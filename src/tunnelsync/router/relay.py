@@ -54,7 +54,8 @@ async def start(
     together = here and length <= SHORT_BYTES
     response = (_Short if together else web.StreamResponse)(status=status, headers=headers)
     response.headers[protocol.H_REQUEST_ID] = transfer.request_id
-    response.headers[protocol.H_MODE] = transfer.mode_used or transfer.mode
+    if transfer.mode != "list":
+        response.headers[protocol.H_MODE] = transfer.mode_used or transfer.mode
     response.content_length = length
     await response.prepare(request)
     request[STARTED] = response

@@ -4,8 +4,8 @@ With ``offset`` and ``length`` in the query the body is a part of the answer: th
 order, through a proxy that bounds the size of a body, and the last one makes it whole.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 from aiohttp import web
@@ -30,7 +30,8 @@ async def result(request: web.Request) -> web.Response:
     if "request_id" not in request.query:
         pieces, request_id = await _inline(request, router)
         transfer = wanted(router.switchboard.transfers.claim(request_id, mac))
-        give(transfer, ResultBody.of(pieces))
+        with held(router.buffers, transfer, sum(map(len, pieces))):
+            give(transfer, ResultBody.of(pieces))
         return json_answer({"status": "ok"})
     transfer = wanted(router.switchboard.transfers.claim(request.query["request_id"], mac))
     if "length" in request.query:
@@ -103,6 +104,19 @@ async def _read(
             transfer.deadline.fail(error)
         raise
     give_back(router.buffers, transfer, held, again=again)
+
+
+@contextmanager
+def held(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]:
+    """Hold a small answer from now until its transfer ends, if the block takes it."""
+    again = transfer.said.result is not None  # then it is held already
+    budget.take(size_bytes)
+    try:
+        yield
+    except BaseException:
+        budget.release(size_bytes)
+        raise
+    give_back(budget, transfer, size_bytes, again=again)
 
 
 def give_back(budget: Budget, transfer: Transfer, size_bytes: int, *, again: bool) -> None:

@@ -6,11 +6,15 @@ A result is gathered here: in one piece, or in parts where a proxy bounds the si
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from blake3 import blake3
 
 from tunnelsync import protocol
 from tunnelsync.errors import BadRequest, Conflict, ProtocolError, TransferGone, WrongOffset
+
+ETAG_CHARACTERS = 256
+ROOT_CHARACTERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,19 @@ class Said:
     gathered: Gathered | None = None
 
 
+def bounded(value: dict[str, Any], name: str, most: int) -> None:
+    """Raise `BadRequest` if a member is a list of more items."""
+    items = value.get(name)
+    if isinstance(items, list) and len(items) > most:
+        raise BadRequest(f"{len(items)} {name} are over the limit of {most}")
+
+
+def check_names(etag: str, root: str | None) -> None:
+    """Raise `BadRequest` for an etag or a root longer than any: receipts keep them."""
+    if len(etag) > ETAG_CHARACTERS or len(root or "") > ROOT_CHARACTERS:
+        raise BadRequest("an etag or a root that is too long")
+
+
 def check(said: protocol.Init | protocol.StatAnswer) -> None:
     """Raise `BadRequest` for a version of a dataset that no answer can tell of."""
     if said.status not in (200, 206, 304, 412, 416):
@@ -91,6 +108,7 @@ def check(said: protocol.Init | protocol.StatAnswer) -> None:
         raise BadRequest("a negative size, length or offset")
     if said.length and said.status not in (200, 206):
         raise BadRequest(f"an answer with the status {said.status} has no body")
+    check_names(said.etag, None)
     if not said.etag.isascii() or not said.etag.isprintable() or '"' in said.etag:
         raise BadRequest("an etag that no header can hold")
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,7 +26,7 @@ from tunnelsync.errors import (
     TransferGone,
     TunnelSyncError,
 )
-from tunnelsync.identity import Mac
+from tunnelsync.identity import Grant, Mac
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings
@@ -202,10 +202,12 @@ class Switchboard:
             if transfer.state in WAITING:
                 transfer.deadline.fail(ConnectorOffline(f"connector {session.mac} went offline"))
 
-    def revoke(self, valid: Collection[str]) -> None:
-        """Close the links of connectors whose token is no longer among these hashes."""
+    def revoke(self, valid: Mapping[str, Grant]) -> None:
+        """Close the links of connectors whose token, by its hash, is not theirs any more."""
         for session in list(self.sessions.values()):
-            if session.token is not None and session.token not in valid and session.link:
+            grant = None if session.token is None else valid.get(session.token)
+            theirs = grant is not None and grant.mac == session.mac
+            if session.token is not None and not theirs and session.link:
                 log.warning("connector %s: its token was revoked", session.mac)
                 session.link.close(protocol.CLOSE_REVOKED, "the token was revoked")
                 self._offline(session)
@@ -279,12 +281,9 @@ class Switchboard:
                 retry_after_seconds=self._settings.retry_after_seconds,
             )
         self.transfers.add(transfer)
-        try:
+        with ending(transfer):
             if session.link is not None:
                 session.link.send(transfer.command)
-        except TunnelSyncError as error:
-            transfer.end_with(error)
-            raise
         session.unacked[transfer.request_id] = transfer.command
         session.transfers[transfer.request_id] = transfer
 

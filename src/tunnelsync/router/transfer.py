@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 from tunnelsync import protocol
 from tunnelsync.errors import (
@@ -21,7 +22,7 @@ from tunnelsync.errors import (
 from tunnelsync.identity import Mac
 from tunnelsync.router.chunks import Chunk, ChunkQueue
 from tunnelsync.router.deadline import Deadline
-from tunnelsync.router.said import Reply, ResultBody, Said, check, same
+from tunnelsync.router.said import Reply, ResultBody, Said, check, check_names, same
 from tunnelsync.settings import RouterSettings
 from tunnelsync.transfer import Event, Outcome, State, move, outcome_of
 
@@ -31,6 +32,8 @@ CLIENT_TAKES = "the client to take a byte"
 SIGN_OF_LIFE = "its answer, or a sign of life"
 ITS_RETURN = "its return"
 """What is expected of a connector whose upload broke."""
+STATE_CHARACTERS = 32
+"""Of a sign of life, which a receipt keeps."""
 ENDED = asyncio.Event()
 """Set: what every transfer that has ended shares."""
 ENDED.set()
@@ -151,7 +154,7 @@ class Transfer:
 
     def on_progress(self, progress: protocol.Progress) -> None:
         """A sign of life before the answer; after it, only bytes count."""
-        self.progress = progress
+        self.progress = replace(progress, state=progress.state[:STATE_CHARACTERS])
         if self.state is State.ACCEPTED:
             self.deadline.alive()
 
@@ -208,6 +211,7 @@ class Transfer:
         if self.state is State.ENDED:
             raise TransferGone(f"transfer {self.request_id} has ended")
         if complete.error is None:
+            check_names("", complete.root)
             self.state = move(self.state, Event.COMPLETE)
             self.said.complete = complete
             self._root = complete.root
