@@ -67,20 +67,90 @@ def test_b1_what_a_killed_run_left_is_taken_over(tmp_path: Path) -> None:
         Origin("http://127.0.0.1:9/", MAC, "d"),
         Origin(ORIGIN.router, "cc-28-aa-00-11-23", "d"),
         Origin(ORIGIN.router, MAC, "e"),
+        None,
     ],
 )
-def test_b4_what_is_of_another_origin_is_dropped(tmp_path: Path, other: Origin) -> None:
+def test_b4_what_is_of_another_origin_is_dropped_once_there_is_an_answer(
+    tmp_path: Path, other: Origin | None
+) -> None:
     left(tmp_path / "d", 0)
-    assert found(tmp_path / "d", origin=other) is None
-    assert (tmp_path / f"d{SUFFIX}").stat().st_size == 0
-    assert not (tmp_path / f"d{JOURNAL_SUFFIX}").exists()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    part = part_of(tmp_path / "d", origin=other)
+    assert part.open() is None
+    part.close(keep=False)  # a router, MAC or name that was mistyped costs nothing
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    begun(tmp_path / "d", origin=other)
+
+
+def begun(target: Path, **changes: Any) -> None:
+    """See that nothing is left of what was there once another fetch has begun, nor of that."""
+    part = part_of(target, **changes)
+    assert part.open() is None
+    part.begin(VERSION, ())
+    assert target.with_name(f"{target.name}{SUFFIX}").stat().st_size == 0
+    assert not target.with_name(f"{target.name}{JOURNAL_SUFFIX}").exists()
+    part.close(keep=False)
+    assert list(target.parent.iterdir()) == []
 
 
 def test_b4_without_its_journal_a_part_file_is_emptied(tmp_path: Path) -> None:
     left(tmp_path / "d", 0)
     (tmp_path / f"d{JOURNAL_SUFFIX}").unlink()
-    assert found(tmp_path / "d") is None
-    assert (tmp_path / f"d{SUFFIX}").stat().st_size == 0
+    begun(tmp_path / "d")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_b10_a_part_file_that_was_replaced_is_not_published(tmp_path: Path, force: bool) -> None:
+    target = tmp_path / "d"
+    if force:
+        target.write_bytes(b"old")
+    first = part_of(target, force=force)
+    first.open()
+    first.begin(VERSION, ())
+    for index, block in enumerate(BLOCKS):
+        first.write(index, (block,))
+    (tmp_path / f"d{SUFFIX}").unlink()  # by somebody who thought that it hangs
+    second = part_of(target, force=force)
+    second.open()
+    second.begin(VERSION, ())
+    second.write(0, (BLOCKS[0],))
+    with pytest.raises(TargetBusy, match="removed or replaced"):
+        first.publish(VERSION.modified_ns)
+    first.close(keep=False)
+    assert target.exists() == force
+    for index in (1, 2):
+        second.write(index, (BLOCKS[index],))
+    second.publish(VERSION.modified_ns)
+    assert target.read_bytes() == DATA
+
+
+def test_a_part_file_of_another_user_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left(tmp_path / "d", 0)
+    inode = (tmp_path / f"d{SUFFIX}").stat().st_ino
+    with (tmp_path / f"d{SUFFIX}").open("rb"):  # so that its number is not given again
+        me = os.geteuid()
+        answers = iter([me + 1])
+        monkeypatch.setattr(os, "geteuid", lambda: next(answers, me))
+        assert found(tmp_path / "d") is None
+        assert (tmp_path / f"d{SUFFIX}").stat().st_ino != inode
+
+
+def test_a_time_that_the_system_refuses_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refused)
+    part = part_of(tmp_path / "d")
+    part.open()
+    part.begin(VERSION, ())
+    for index, block in enumerate(BLOCKS):
+        part.write(index, (block,))
+    part.publish(VERSION.modified_ns)
+    assert (tmp_path / "d").read_bytes() == DATA
 
 
 @pytest.mark.parametrize(
@@ -108,8 +178,7 @@ def test_b4_of_a_copy_only_what_its_digests_prove_is_taken(tmp_path: Path) -> No
 
 def test_restart_drops_what_was_left(tmp_path: Path) -> None:
     left(tmp_path / "d", 0)
-    assert found(tmp_path / "d", restart=True) is None
-    assert (tmp_path / f"d{SUFFIX}").stat().st_size == 0
+    begun(tmp_path / "d", restart=True)
 
 
 def test_m2_a_journal_of_a_size_beyond_all_measure_does_not_stop_a_fetch(tmp_path: Path) -> None:
@@ -248,10 +317,10 @@ def test_b7_what_a_power_cut_could_undo_is_synced_in_order(
         traced(name)
     part = part_of(tmp_path / "d", restart=True, sync=True)
     part.open()
-    assert done == ["fsync .", "ftruncate d.part"]
-    done.clear()
+    assert done == []  # nothing is dropped before there is an answer
     part.begin(VERSION, ())
-    assert done == []  # there is no journal before there is something to go on from
+    assert done == ["fsync .", "ftruncate d.part"]  # and no journal made before there is a block
+    done.clear()
     part.write(0, (BLOCKS[0],))
     part.checkpoint([(0, DIGESTS[0])])
     assert done == ["fdatasync d.part", "replace d.new", "fdatasync d.journal", "fsync ."]

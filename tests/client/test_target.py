@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tunnelsync.client.journal import Version
 from tunnelsync.client.part import PartFile
 from tunnelsync.client.target import Descriptor, resolve, write_all
 from tunnelsync.errors import TargetBusy, TargetExists, Usage, WriteFailed
@@ -24,6 +25,7 @@ def written(target: Path, data: bytes, *, force: bool = False, sync: bool = Fals
     part = PartFile(target, force=force, sync=sync)
     part.open()
     try:
+        part.begin(Version(len(data), "v1", 0), ())
         part.write(0, (data,))
         part.publish(1_700_000_000_123_456_789)
     finally:

@@ -66,6 +66,8 @@ class PartFile:
         self._synced: list[tuple[int, bytes]] = []
         self._noted = False
         self._emptied = False
+        self._others = False
+        """Whether what is there is not ours to remove yet: only an answer makes it so."""
         self._unwritten: Kept | None = None
         self._target = target
         self._part = beside(target, SUFFIX)
@@ -91,8 +93,8 @@ class PartFile:
                 found = self._locked()
                 if found is not None:
                     kept = None if self._restart else self._kept(found)
-                    if kept is None:
-                        self._empty(found)
+                    there = found.st_size > 0 or os.path.lexists(self._journal.path)
+                    self._others = kept is None and there
                     return kept
         raise _busy(self._target)
 
@@ -101,6 +103,7 @@ class PartFile:
         journal waits for the first of them: a small dataset never has one."""
         if not self._force:
             refuse_existing(self._target)  # which may have come while the answer was waited for
+        self._others = False
         held: Mapping[int, bytes] = dict(blocks)
         with explained(self._journal.path):
             found = os.fstat(self._descriptor)
@@ -163,7 +166,8 @@ class PartFile:
     def publish(self, modified_ns: int) -> None:
         """Give the file its time and its name; `TargetExists` if another has taken that name."""
         with explained(self._target):
-            os.utime(self._descriptor, ns=(modified_ns, modified_ns))
+            with suppress(OSError):  # not every file system takes a time
+                os.utime(self._descriptor, ns=(modified_ns, modified_ns))
             if self._sync:
                 self._flush(os.fsync)
             self._rename()
@@ -174,11 +178,14 @@ class PartFile:
         self._close()
 
     def close(self, *, keep: bool) -> None:
-        """Let go of the lock; unless ``keep``, remove the part file and its journal first."""
+        """Let go of the lock; unless ``keep``, remove the part file and its journal first.
+
+        What another fetch has left stays as it is if nothing was begun.
+        """
         if self._descriptor < 0:
             return
         try:
-            if not keep and _is_at(self._part, os.fstat(self._descriptor)):
+            if not keep and not self._others and _is_at(self._part, os.fstat(self._descriptor)):
                 self._journal.remove()
                 self._part.unlink(missing_ok=True)
         except OSError:
@@ -225,6 +232,11 @@ class PartFile:
         self._emptied = True
 
     def _rename(self) -> None:
+        if not _is_at(self._part, os.fstat(self._descriptor)):
+            raise TargetBusy(
+                f"the part file of {printable(str(self._target))} was removed or replaced",
+                hint="Run the command again, and leave its files alone until it ends.",
+            )
         if self._force:
             os.replace(self._part, self._target)
             return
@@ -253,8 +265,9 @@ class PartFile:
             if not _is_at(self._part, found):
                 os.close(descriptor)
                 return None
-            if found.st_nlink > 1:
+            if found.st_nlink > 1 or found.st_uid != os.geteuid():
                 # A run was killed while it gave the file its name: the target is this very file.
+                # Or it is another user's, who could still write what we have verified.
                 self._part.unlink()
                 os.close(descriptor)
                 return None
