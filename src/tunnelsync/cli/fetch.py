@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +11,8 @@ import click
 from tunnelsync.cli import options, output, running
 from tunnelsync.client import Fetched, Record, Resume, TunnelSync
 from tunnelsync.client.holdings import Progress
-from tunnelsync.client.target import resolve
+from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX
+from tunnelsync.client.target import beside, resolve
 from tunnelsync.errors import TunnelSyncError, Usage, WriteFailed
 from tunnelsync.protocol import Mode, Receipt, printable
 from tunnelsync.settings import ClientSettings
@@ -186,7 +186,8 @@ def _check_receipt(receipt: str, path: str | None, dataset: str) -> None:
     target = None
     with suppress(TunnelSyncError):  # which the fetch itself tells
         target = None if path == "-" else resolve(path, dataset, force=True)
-    if target is not None and target == Path(folder, name):
+    taken = [target, beside(target, SUFFIX), beside(target, JOURNAL_SUFFIX)] if target else []
+    if (os.path.realpath(folder), name) in [(os.path.realpath(t.parent), t.name) for t in taken]:
         what = f"{printable(receipt)} cannot be both the dataset and its receipt"
         raise Usage(what, hint="Give --receipt another name.")
 

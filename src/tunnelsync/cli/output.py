@@ -6,6 +6,7 @@ line. With ``--json`` stdout carries exactly one JSON object, also for an error.
 
 import logging
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -137,12 +138,17 @@ def success(**values: Any) -> None:
 
 
 def save(path: str, message: object) -> None:
-    """Write a message as JSON into a file, which holds all of it or is what it was before."""
-    fresh = f"{path}.new"
+    """Write a message as JSON into a file, which holds all of it or is what it was before.
+
+    A pipe or a device is written to.
+    """
+    fresh = os.path.join(os.path.dirname(path), f".tunnelsync-{secrets.token_hex(8)}")
     try:
-        with open(fresh, "wb") as file:
+        special = os.path.exists(path) and not os.path.isfile(path)
+        with open(path if special else fresh, "wb" if special else "xb") as file:
             file.write(wire.dumps(message) + b"\n")
-        os.replace(fresh, path)
+        if not special:
+            os.replace(fresh, path)
     except (OSError, ValueError) as exc:
         with suppress(OSError, ValueError):
             os.unlink(fresh)
@@ -197,13 +203,15 @@ def interrupted(code: int) -> int:
 
 
 def flush() -> int:
-    """Flush stdout and stderr; return the exit code for a reader that has gone, else 0."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    """Flush stderr and stdout; return the exit code for a reader of stdout that has gone, or 0."""
+    for number, stream in ((2, sys.stderr), (1, sys.stdout)):
         try:
-            stream.flush()
+            if stream is not None:
+                stream.flush()
         except OSError as exc:
-            _silence()
-            return failure(_unwritable(exc)) if stream is sys.stdout else WriteFailed.exit_code
+            _silence(number)
+            if stream is sys.stdout:
+                return failure(_unwritable(exc))
     return 0
 
 
@@ -258,7 +266,8 @@ def _write(stream: Any, text: str) -> None:
     try:
         stream.write(text)
     except OSError as exc:
-        raise _unwritable(exc) from None
+        if stream is not sys.stderr:  # what is told beside the result costs no result
+            raise _unwritable(exc) from None
 
 
 def _unwritable(error: OSError) -> WriteFailed:
@@ -266,11 +275,11 @@ def _unwritable(error: OSError) -> WriteFailed:
     return WriteFailed(f"cannot write to standard output: {why}", hint="")
 
 
-def _silence() -> None:
+def _silence(number: int = 1) -> None:
     """Keep the interpreter from complaining at exit about what it cannot flush."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
+        os.dup2(null, number)
         os.close(null)
     except (OSError, ValueError):
         pass

@@ -1,6 +1,7 @@
 """``tunnelsync router``: run the router until a signal stops it."""
 
 import asyncio
+import signal
 from typing import Any
 
 import click
@@ -23,7 +24,14 @@ def router(log_level: str, **flags: Any) -> None:
     settings, store = options.load(RouterSettings, flags), options.load_store(flags)
     from tunnelsync.router import app
 
+    async def serve() -> bool:
+        try:
+            return await app.run(settings, store)
+        finally:
+            # Nothing is left to end sooner, and asyncio stops listening before we have ended.
+            signal.pthread_sigmask(signal.SIG_BLOCK, app.SIGNALS)
+
     output.start_log(log_level)
     serve_many()
-    if not asyncio.run(app.run(settings, store)):
+    if not asyncio.run(serve()):
         raise output.Interrupted(INTERRUPTED)

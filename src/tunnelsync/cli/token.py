@@ -117,13 +117,17 @@ def _changing(path: Path, *, missing_is_empty: bool = True) -> Iterator[dict[str
 
 def _replace(path: Path, data: bytes, folder: int) -> None:
     target = path.resolve()
-    mode = target.stat().st_mode & 0o777 if target.exists() else 0o600
+    old = target.stat() if target.exists() else None
+    mode = old.st_mode & 0o777 if old else 0o600
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
+                new = os.fstat(descriptor)
+                if old and (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+                    os.fchown(descriptor, old.st_uid, old.st_gid)  # whose router reads it
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             os.replace(name, target)

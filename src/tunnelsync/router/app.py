@@ -220,8 +220,6 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
             switchboard.close()
     finally:
         await runner.cleanup()
-        # Nothing is left to end sooner, and asyncio stops listening before the process has ended.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     return clean
 
 

@@ -1,0 +1,82 @@
+"""What is written beside a dataset costs nothing that matters: receipts, words, a file's owner."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from harness import MAC, System, clean_environ, make_file
+
+COMMAND = (sys.executable, "-m", "tunnelsync")
+
+
+@pytest.fixture
+def ready(system: System) -> System:
+    """A router and a connector with one dataset."""
+    system.router()
+    system.connector()
+    make_file(system.tmp_path / "datasets" / "data", 1000)
+    return system
+
+
+def test_a_receipt_takes_the_place_of_nothing_else(ready: System, tmp_path: Path) -> None:
+    (tmp_path / "r.json.new").write_text("mine")
+    done = ready.cli("fetch", MAC, "data", "-o", tmp_path / "a", "--receipt", tmp_path / "r.json")
+    assert done.code == 0, done.err
+    assert (tmp_path / "r.json.new").read_text() == "mine"
+    assert json.loads((tmp_path / "r.json").read_bytes())["outcome"] == "delivered"
+    assert not [one for one in os.listdir(tmp_path) if one.startswith(".tunnelsync")]
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    heard: list[bytes] = []
+    reader = threading.Thread(target=lambda: heard.append(fifo.read_bytes()))
+    reader.start()
+    done = ready.cli("fetch", MAC, "data", "-o", tmp_path / "b", "--receipt", fifo)
+    reader.join(20)
+    assert done.code == 0, done.err
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    assert json.loads(heard[0])["outcome"] == "delivered"
+
+
+@pytest.mark.parametrize("name", ["a", "a.tunnelsync.part", "a.tunnelsync.journal"])
+def test_a_receipt_is_not_the_dataset_by_another_way(
+    ready: System, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    target, receipt = tmp_path / "link" / "a", tmp_path / "real" / name
+    done = ready.cli("fetch", MAC, "data", "-o", target, "--receipt", receipt)
+    assert done.code == 2
+    assert os.listdir(tmp_path / "real") == []
+
+
+def test_words_that_nobody_can_write_cost_no_success(ready: System, tmp_path: Path) -> None:
+    for number, name in enumerate(("/dev/full", "closed pipe")):
+        target = tmp_path / str(number)
+        command = [*COMMAND, "fetch", "--router", ready.url, MAC, "data", "-o", str(target)]
+        if name == "closed pipe":
+            out, into = os.pipe()
+            os.close(out)
+        else:
+            into = os.open(name, os.O_WRONLY)
+        done = subprocess.run(command, stderr=into, env=clean_environ(), timeout=60, check=False)
+        os.close(into)
+        assert (name, done.returncode) == (name, 0)
+        assert target.stat().st_size == 1000
+
+
+def test_a_tokens_file_keeps_its_owner(system: System, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file to another user")
+    file = tmp_path / "tokens.json"
+    assert system.cli("token", "create", "--role", "client", "--tokens", file).code == 0
+    os.chown(file, 65534, 65533)
+    os.chmod(file, 0o640)
+    assert system.cli("token", "create", "--role", "client", "--tokens", file).code == 0
+    found = file.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65534, 65533, 0o640)
