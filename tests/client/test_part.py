@@ -137,6 +137,20 @@ def test_a_part_file_of_another_user_is_made_anew(
         assert (tmp_path / f"d{SUFFIX}").stat().st_ino != inode
 
 
+def test_a_file_system_that_gives_files_another_owner_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    part = part_of(tmp_path / "d")
+    assert part.open() is None
+    part.begin(VERSION, ())
+    for index, block in enumerate(BLOCKS):
+        part.write(index, (block,))
+    part.publish(VERSION.modified_ns)
+    assert (tmp_path / "d").read_bytes() == DATA
+
+
 def test_a_time_that_the_system_refuses_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

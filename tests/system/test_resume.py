@@ -181,6 +181,19 @@ def test_b4_a_part_is_trusted_no_further_than_its_digests_prove(
     assert_whole(out / "big", source)
 
 
+@pytest.mark.parametrize("args", [(), ("--no-resume",)])
+def test_b4_a_mistyped_mac_costs_nothing_that_was_verified(
+    system: System, line: Valve, out: Path, source: Path, args: tuple[str, ...]
+) -> None:
+    safe = cut_off(system, line, out / "big")
+    journal = (out / f"big{JOURNAL_SUFFIX}").read_bytes()
+    done = system.cli("fetch", "cc-28-aa-00-11-99", "big", "-o", out / "big", *args, seconds=20)
+    assert done.code == 3, done.err
+    assert (out / f"big{JOURNAL_SUFFIX}").read_bytes() == journal
+    assert fetched(system, out / "big")["resumed_bytes"] == safe * BLOCK_BYTES
+    assert_whole(out / "big", source)
+
+
 def test_b7_a_client_killed_at_any_moment_leaves_the_old_file_or_the_new(
     system: System, out: Path, source: Path
 ) -> None:

@@ -100,9 +100,7 @@ class Holdings:
             self._expect(version)
         self.version = version
         begin = partial(self._begin, version, tuple(self.plan.held()))
-        if self._opened and self._left is None:
-            begin()  # which has nothing to do on the disk then
-        elif self._opened or version.size > SHORT_BYTES:
+        if self._opened or version.size > SHORT_BYTES:
             await self._call(begin)
         else:
             self._short = ()

@@ -66,8 +66,7 @@ class PartFile:
         self._synced: list[tuple[int, bytes]] = []
         self._noted = False
         self._emptied = False
-        self._others = False
-        """Whether what is there is not ours to remove yet: only an answer makes it so."""
+        self._others = False  # what is there is another's, until there is an answer
         self._unwritten: Kept | None = None
         self._target = target
         self._part = beside(target, SUFFIX)
@@ -256,7 +255,10 @@ class PartFile:
     def _locked(self) -> os.stat_result | None:
         """Open and lock the part file, and return what it is; None if it was replaced meanwhile."""
         flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self._part, flags, 0o666)
+        try:
+            descriptor, ours = os.open(self._part, flags | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            descriptor, ours = os.open(self._part, flags, 0o666), False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found = os.fstat(descriptor)
@@ -265,7 +267,7 @@ class PartFile:
             if not _is_at(self._part, found):
                 os.close(descriptor)
                 return None
-            if found.st_nlink > 1 or found.st_uid != os.geteuid():
+            if found.st_nlink > 1 or not (ours or found.st_uid == os.geteuid()):
                 # A run was killed while it gave the file its name: the target is this very file.
                 # Or it is another user's, who could still write what we have verified.
                 self._part.unlink()
