@@ -43,6 +43,24 @@ def test_a_receipt_takes_the_place_of_nothing_else(ready: System, tmp_path: Path
     assert json.loads(heard[0])["outcome"] == "delivered"
 
 
+def test_a_receipt_on_a_descriptor_goes_to_what_is_open_there(
+    ready: System, tmp_path: Path
+) -> None:
+    (tmp_path / "stderr").symlink_to("/proc/self/fd/2")  # as in /dev
+    for number, where in enumerate((tmp_path / "stderr", "/dev/fd/2")):
+        log = tmp_path / f"log{number}"
+        target = ["-o", str(tmp_path / str(number)), "--receipt", str(where), "--quiet"]
+        command = [*COMMAND, "fetch", "--router", ready.url, MAC, "data", *target]
+        with log.open("wb") as into:
+            into.write(b"before\n")
+            into.flush()
+            subprocess.run(command, stderr=into, env=clean_environ(), timeout=60, check=True)
+        before, receipt = log.read_bytes().splitlines()
+        assert before == b"before"
+        assert json.loads(receipt)["outcome"] == "delivered"
+    assert (tmp_path / "stderr").is_symlink()
+
+
 @pytest.mark.parametrize("name", ["a", "a.tunnelsync.part", "a.tunnelsync.journal"])
 def test_a_receipt_is_not_the_dataset_by_another_way(
     ready: System, tmp_path: Path, name: str

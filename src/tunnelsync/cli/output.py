@@ -140,12 +140,12 @@ def success(**values: Any) -> None:
 def save(path: str, message: object) -> None:
     """Write a message as JSON into a file, which holds all of it or is what it was before.
 
-    A pipe or a device is written to.
+    A pipe, a device or an open descriptor (``/dev/stderr``) is written to.
     """
     fresh = os.path.join(os.path.dirname(path), f".tunnelsync-{secrets.token_hex(8)}")
     try:
-        special = os.path.exists(path) and not os.path.isfile(path)
-        with open(path if special else fresh, "wb" if special else "xb") as file:
+        special = _is_special(path)
+        with open(path if special else fresh, "ab" if special else "xb") as file:
             file.write(wire.dumps(message) + b"\n")
         if not special:
             os.replace(fresh, path)
@@ -154,6 +154,13 @@ def save(path: str, message: object) -> None:
             os.unlink(fresh)
         why = exc.strerror if isinstance(exc, OSError) else "that cannot be the name of a file"
         raise WriteFailed(f"cannot write {printable(path)}: {why}") from None
+
+
+def _is_special(path: str) -> bool:
+    """Tell whether a path is of what cannot be replaced: only written to."""
+    ways = os.path.realpath(os.path.dirname(path)), os.path.islink(path) and os.readlink(path)
+    open_here = any(str(way).startswith("/proc/") for way in ways)
+    return os.path.exists(path) and (open_here or not os.path.isfile(path))
 
 
 def plain(message: object) -> dict[str, Any]:
