@@ -31,7 +31,7 @@ An instance adds what happened, and to which dataset or connector.
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-MOST = 4096  # characters of a text from elsewhere, which receipts keep
+TEXT_CHARACTERS = 4096  # of a message or hint from elsewhere: receipts keep them
 
 
 class TunnelSyncError(Exception):
@@ -69,10 +69,10 @@ class TunnelSyncError(Exception):
         if not isinstance(error, Mapping):
             return ProtocolError("the other side sent an error in a form that is not known")
         code, message, hint = (error.get(k) for k in ("code", "message", "hint"))
-        text = message[:MOST] if isinstance(message, str) else "no message was given"
-        if (kind := BY_CODE.get(code) if isinstance(code, str) else None) is None:
+        text = message[:TEXT_CHARACTERS] if isinstance(message, str) else "no message was given"
+        if (kind := BY_CODE.get(str(code))) is None:
             return BrokenOff(f"{text} ({str(code)[:64]})")
-        return kind(text, hint=hint[:MOST] if isinstance(hint, str) else None)
+        return kind(text, hint=hint[:TEXT_CHARACTERS] if isinstance(hint, str) else None)
 
 
 class Usage(TunnelSyncError):

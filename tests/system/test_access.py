@@ -77,8 +77,13 @@ def make_keys(system: System) -> Keys:
 def revoke(keys: Keys, mac: str | None) -> None:
     """Take the token of a connector, or of the client, out of the file."""
     grants = parse_tokens(keys.path.read_bytes()).values()
+    rewrite(keys, dump_tokens(grant for grant in grants if grant.mac != mac))
+
+
+def rewrite(keys: Keys, data: bytes) -> None:
+    """Replace the tokens file, as an administrator's tool does."""
     new = keys.path.with_suffix(".new")
-    new.write_bytes(dump_tokens(grant for grant in grants if grant.mac != mac))
+    new.write_bytes(data)
     new.replace(keys.path)
 
 
@@ -404,10 +409,7 @@ async def test_a3_a_token_that_is_bound_anew_closes_the_socket_of_its_old_mac(
         welcome(system.url, MAC, token=keys.mine) as moved,
         welcome(system.url, OTHER, token=keys.other) as stays,
     ):
-        text = keys.path.read_text()
-        new = keys.path.with_suffix(".new")
-        new.write_text(text.replace(MAC, "cc-28-aa-00-11-99"))
-        new.replace(keys.path)
+        rewrite(keys, keys.path.read_bytes().replace(MAC.encode(), b"cc-28-aa-00-11-99"))
         assert await moved.closed() == protocol.CLOSE_REVOKED
         assert (await stays.result("0123", {})).status == 404
 

@@ -92,8 +92,8 @@ class PartFile:
                 found = self._locked()
                 if found is not None:
                     kept = None if self._restart else self._kept(found)
-                    there = found.st_size > 0 or os.path.lexists(self._journal.path)
-                    self._others = kept is None and there
+                    if kept is None:
+                        self._others = found.st_size > 0 or os.path.lexists(self._journal.path)
                     return kept
         raise _busy(self._target)
 

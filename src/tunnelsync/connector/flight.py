@@ -174,7 +174,8 @@ class Flights:
                 del self._expected[name]
 
     def _idle(self, flight: Flight) -> None:
-        """Let a flight go on for a while for nobody, as others do that are done, or are not."""
+        """Let a flight go on for a while for nobody. Of too many that run the oldest is ended, and
+        likewise of those that are done."""
         if self._flights.get(flight.key) is not flight:
             return
         loop, settings = asyncio.get_running_loop(), self._settings

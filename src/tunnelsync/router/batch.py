@@ -34,7 +34,7 @@ async def batch(request: web.Request) -> web.Response:
     for item, body in unpack(b"".join(parts)):
         try:
             transfer = router.switchboard.transfers.claim(item.request_id, mac)
-            with results.held(router.buffers, transfer, len(body)):
+            with results.holding(router.buffers, transfer, len(body)):
                 _take(transfer, item, body)
         except TunnelSyncError as error:
             refused[item.request_id] = error.status

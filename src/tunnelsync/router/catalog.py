@@ -12,7 +12,7 @@ from tunnelsync.identity import Mac
 from tunnelsync.protocol import Coding, check_name
 from tunnelsync.router.asking import Asked, asking, conditions_of, path_of
 from tunnelsync.router.context import ROUTER
-from tunnelsync.router.relay import send_whole
+from tunnelsync.router.relay import send_message
 from tunnelsync.router.said import ResultBody, bounded, check, understanding
 from tunnelsync.router.stream import refusal, stream, streamed_headers
 from tunnelsync.router.transfer import Transfer
@@ -61,9 +61,7 @@ async def _list(request: web.Request, mac: Mac, folder: str) -> web.StreamRespon
     command = partial(protocol.ListDatasets, folder=folder, after=after, limit=limit)
     with asking(request, mac, folder, "list", command) as transfer:
         page = await _said(transfer, protocol.ListAnswer, limit)
-        data = wire.dumps(page)
-        whole = ResultBody((data,), len(data), b"")
-        return await send_whole(transfer, request, whole, request.app[ROUTER].settings)
+        return await send_message(transfer, request, page, request.app[ROUTER].settings)
 
 
 def _check_folder(folder: str) -> None:

@@ -15,7 +15,7 @@ from tunnelsync.objects import origin
 from tunnelsync.protocol import Mode, OffloadAnswer
 from tunnelsync.router.asking import answered, asked_in
 from tunnelsync.router.context import ROUTER, Router
-from tunnelsync.router.relay import send_whole
+from tunnelsync.router.relay import send_message
 from tunnelsync.router.said import Reply, ResultBody, bounded, check_names, understanding
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.segments import SegmentsAnswer
@@ -48,12 +48,10 @@ async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> 
     router = request.app[ROUTER]
     with understanding(transfer.mac):
         offered = _understood(wire.loads(body.joined()))
-        check_names(offered.etag, offered.root)
+        check_names(etag=offered.etag, root=offered.root)
     checked = replace(_checked(router, transfer, offered), store_origins=(router.store_origin,))
     transfer.describe(size=offered.size, etag=offered.etag, root=offered.root)
-    data = wire.dumps(checked)
-    whole = ResultBody((data,), len(data), b"")
-    return await send_whole(transfer, request, whole, router.settings)
+    return await send_message(transfer, request, checked, router.settings)
 
 
 def _understood(value: dict[str, Any]) -> OffloadAnswer | SegmentsAnswer:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 from aiohttp import ClientError, web
 
-from tunnelsync import frames, protocol
+from tunnelsync import frames, protocol, wire
 from tunnelsync.errors import Stalled, TunnelSyncError
 from tunnelsync.protocol import Coding
 from tunnelsync.router.chunks import Chunk
@@ -77,6 +77,14 @@ async def send_whole(
         await response.write_eof()
     transfer.last_byte()
     return response
+
+
+async def send_message(
+    transfer: Transfer, request: web.Request, message: object, settings: RouterSettings
+) -> web.StreamResponse:
+    """Answer with a message of ours as `send_whole` does: under the client's deadline."""
+    data = wire.dumps(message)
+    return await send_whole(transfer, request, ResultBody((data,), len(data), b""), settings)
 
 
 async def relay(

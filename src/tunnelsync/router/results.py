@@ -30,7 +30,7 @@ async def result(request: web.Request) -> web.Response:
     if "request_id" not in request.query:
         pieces, request_id = await _inline(request, router)
         transfer = wanted(router.switchboard.transfers.claim(request_id, mac))
-        with held(router.buffers, transfer, sum(map(len, pieces))):
+        with holding(router.buffers, transfer, sum(map(len, pieces))):
             give(transfer, ResultBody.of(pieces))
         return json_answer({"status": "ok"})
     transfer = wanted(router.switchboard.transfers.claim(request.query["request_id"], mac))
@@ -107,7 +107,7 @@ async def _read(
 
 
 @contextmanager
-def held(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]:
+def holding(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]:
     """Hold a small answer from now until its transfer ends, if the block takes it."""
     again = transfer.said.result is not None  # then it is held already
     budget.take(size_bytes)

@@ -94,7 +94,7 @@ def bounded(value: dict[str, Any], name: str, most: int) -> None:
         raise BadRequest(f"{len(items)} {name} are over the limit of {most}")
 
 
-def check_names(etag: str, root: str | None) -> None:
+def check_names(*, etag: str = "", root: str | None = None) -> None:
     """Raise `BadRequest` for an etag or a root longer than any: receipts keep them."""
     if len(etag) > ETAG_CHARACTERS or len(root or "") > ROOT_CHARACTERS:
         raise BadRequest("an etag or a root that is too long")
@@ -108,7 +108,7 @@ def check(said: protocol.Init | protocol.StatAnswer) -> None:
         raise BadRequest("a negative size, length or offset")
     if said.length and said.status not in (200, 206):
         raise BadRequest(f"an answer with the status {said.status} has no body")
-    check_names(said.etag, None)
+    check_names(etag=said.etag)
     if not said.etag.isascii() or not said.etag.isprintable() or '"' in said.etag:
         raise BadRequest("an etag that no header can hold")
 

@@ -211,7 +211,7 @@ class Transfer:
         if self.state is State.ENDED:
             raise TransferGone(f"transfer {self.request_id} has ended")
         if complete.error is None:
-            check_names("", complete.root)
+            check_names(root=complete.root)
             self.state = move(self.state, Event.COMPLETE)
             self.said.complete = complete
             self._root = complete.root
