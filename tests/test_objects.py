@@ -21,6 +21,7 @@ from tunnelsync.objects import (
     part_size,
     refusal,
     segment_key,
+    unsettled_seconds,
     version_of,
 )
 from tunnelsync.settings import MIB
@@ -181,6 +182,26 @@ def test_any_other_key_is_not(key: str) -> None:
 def row(number: int, end: str, *, hours: int = 0) -> Mapping[str, Any]:
     key = f"datasets/{MAC}/{number:064x}/{end}"
     return {"Key": key, "Size": number + 1, "LastModified": NOON + timedelta(hours=hours)}
+
+
+@pytest.mark.parametrize(
+    ("mtime_seconds", "ctime_seconds", "left_seconds"),
+    [
+        (1000, 1000, 2.0),
+        (500.5, 1000, 2.0),
+        (1000, 999.25, 0.5),  # a time that a user gave says nothing of how fine they are
+        (500, 999.75, 0.25),
+        (500, 998, 0.0),
+        (1001, 998, 3.0),
+        (0, 0, -998.0),
+        (0, 1000.25, 0.75),
+    ],
+)
+def test_a_file_of_whole_seconds_hides_an_edit_longest(
+    mtime_seconds: float, ctime_seconds: float, left_seconds: float
+) -> None:
+    mtime_ns, ctime_ns = int(mtime_seconds * 10**9), int(ctime_seconds * 10**9)
+    assert unsettled_seconds(mtime_ns, ctime_ns, 1000 * 10**9, 2.0) == left_seconds
 
 
 def test_each_set_of_segments_is_one_object_as_old_as_its_youngest() -> None:

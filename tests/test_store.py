@@ -859,7 +859,7 @@ class Written:
     name, size, etag = "d", 1, "e"
 
     def __init__(self, age_seconds: float) -> None:
-        self.mtime_ns = self.ctime_ns = time.time_ns() - int(age_seconds * 1e9)
+        self.mtime_ns = self.ctime_ns = (time.time_ns() - int(age_seconds * 1e9)) | 1
         self.looked_at = 0
 
     def fileno(self) -> int:
@@ -870,11 +870,15 @@ class Written:
 
 
 async def test_a_dataset_that_was_just_written_is_waited_for(executor: ThreadPoolExecutor) -> None:
-    store = Store(StoreSettings("http://127.0.0.1:1", settle_seconds=0.3), executor)
+    store = Store(StoreSettings("http://127.0.0.1:1", settle_seconds=1.2), executor)
     young = Written(0.1)
     await store.settle(young)
     assert time.time_ns() - young.mtime_ns >= 0.3e9
     assert young.looked_at == 1
+    coarse = Written(0)
+    coarse.mtime_ns = coarse.ctime_ns = coarse.mtime_ns // 10**9 * 10**9
+    await store.settle(coarse)
+    assert time.time_ns() - coarse.mtime_ns >= 1.2e9
 
 
 @pytest.mark.parametrize("age_seconds", [4000, -4000])

@@ -1,5 +1,6 @@
 """Part ``offload``: a new dataset through a store, with a line for upload and one for download."""
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -8,7 +9,7 @@ from benchlib.figures import Figure, Scene
 from benchlib.lines import long_line
 from benchlib.processes import BenchFailed
 from benchlib.reading import sparse
-from tunnelsync.settings import GIB, MIB
+from tunnelsync.settings import GIB, MIB, StoreSettings
 
 PART = "offload"
 ROUND_TRIP_SECONDS = 0.01
@@ -44,9 +45,12 @@ def _one(
             "TUNNELSYNC_STORE_PUBLIC_ENDPOINT": ends[1],
         }
         environ = server.environ() | reached
+        del environ["TUNNELSYNC_STORE_SETTLE_SECONDS"]  # a new version waits as it does for users
         running = system.running("offload", scene.datasets, scene.logs, sync=False, store=environ)
         one = stack.enter_context(running)
-        uploaded, _ = one.request_offload(sparse(scene, size))
+        first = sparse(scene, size)
+        time.sleep(StoreSettings.settle_seconds)  # so that what is uploaded is used again
+        uploaded, _ = one.request_offload(first)
         downloaded = one.client.fetch(f"{size}.zero", output, "offload", sync=False)
         both = one.client.fetch(sparse(scene, size), output, "offload", sync=False)
     alone = {"upload": uploaded.seconds, "download": downloaded["seconds"][0]}

@@ -22,6 +22,8 @@ MOST_PARTS = 9000  # S3 takes 10,000
 FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"})
 VERSION = "(?:[0-9a-f]{2}-){5}[0-9a-f]{2}/[0-9a-f]{64}"
 SET = re.compile("[0-9a-f]{16}")
+SECOND_NS = 10**9
+FINE = 4  # so many times sooner a file tells an edit whose times are finer than a second
 OURS = re.compile(f"({VERSION})(?:/data|/blocks)|({VERSION}/segments/{SET.pattern})/{SET.pattern}")
 KEYS_HINT = (
     "Check TUNNELSYNC_STORE_ACCESS_KEY and TUNNELSYNC_STORE_SECRET_KEY (or the AWS credentials) "
@@ -41,6 +43,18 @@ class Stored:
     count: int
     expires_seconds: int
     reused: bool
+
+
+def unsettled_seconds(mtime_ns: int, ctime_ns: int, now_ns: int, most_seconds: float) -> float:
+    """Return how long it is until a file's times tell every further edit of it; 0 or less if they
+    do.
+
+    Where they are whole seconds, or every other one (FAT), that is at most so many seconds after
+    the last one. Finer ones lag by some milliseconds, and by how far two clocks are apart where a
+    server keeps the file.
+    """
+    settles_seconds = most_seconds / FINE if ctime_ns % SECOND_NS else most_seconds
+    return settles_seconds - (now_ns - max(mtime_ns, ctime_ns)) / SECOND_NS
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ class Store:
 
         A time in the future, by another machine's clock, is not waited for.
         """
-        left_seconds = self._settings.settle_seconds - self._age_seconds(dataset)
+        left_seconds = self._unsettled_seconds(dataset)
         if 0 < left_seconds <= self._settings.settle_seconds:
             await asyncio.sleep(left_seconds)
             await dataset.unchanged()
@@ -148,10 +148,11 @@ class Store:
         One edited twice within one tick of its clock keeps its etag. So what was read while it
         was young is never used again: the store remembers, beside the digests.
         """
-        return self._age_seconds(dataset) >= self._settings.settle_seconds
+        return self._unsettled_seconds(dataset) <= 0
 
-    def _age_seconds(self, dataset: Readable) -> float:
-        return (time.time_ns() - max(dataset.mtime_ns, dataset.ctime_ns)) / 1e9
+    def _unsettled_seconds(self, dataset: Readable) -> float:
+        times, most_seconds = (dataset.mtime_ns, dataset.ctime_ns), self._settings.settle_seconds
+        return objects.unsettled_seconds(*times, time.time_ns(), most_seconds)
 
     async def _find(self, key: str, dataset: Readable) -> Found | None:
         return await self._versions.find(key, dataset.size) if self._settled(dataset) else None
