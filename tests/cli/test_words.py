@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,67 @@ def test_words_that_nobody_can_write_cost_no_success(ready: System, tmp_path: Pa
         os.close(into)
         assert (name, done.returncode) == (name, 0)
         assert target.stat().st_size == 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("stat", MAC, "data", "--json"), 7, "error: cannot write to standard output"),
+        (("stat", MAC, "nothing", "--json"), 3, 'error: there is no "nothing"'),
+        (("stat", MAC, "data"), 7, "error: cannot write to standard output"),
+    ],
+)
+@pytest.mark.parametrize("into", ["/dev/full", "closed pipe", "closed"])
+def test_what_stdout_does_not_take_is_told_on_stderr(
+    ready: System, words: tuple[str, ...], code: int, told: str, into: str
+) -> None:
+    command = [*COMMAND, *words[:1], "--router", ready.url, *words[1:]]
+    if into == "closed":
+        command = ["sh", "-c", '"$@" >&-', "sh", *command]
+    with open("/dev/full" if into == "/dev/full" else os.devnull, "w") as stdout:
+        out: Any = stdout
+        if into == "closed pipe":
+            reader, out = os.pipe()
+            os.close(reader)
+        done = subprocess.run(
+            command,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=clean_environ(),
+            timeout=60,
+            check=False,
+            text=True,
+        )
+    if into == "closed pipe":
+        os.close(out)
+    assert done.returncode == code
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("error: ") == 1
+
+
+def test_a_tokens_file_that_may_not_keep_its_owner_stays_as_it_is(
+    system: System, tmp_path: Path
+) -> None:
+    if os.geteuid() or not shutil.which("setpriv"):
+        pytest.skip("needs root, and setpriv, which takes its privileges away")
+    file = tmp_path / "tokens.json"
+    assert system.cli("token", "create", "--role", "client", "--tokens", file).code == 0
+    os.chown(file, 65534, 65533)
+    before = file.read_bytes(), file.stat()
+    words = ("token", "create", "--role", "client", "--tokens", str(file))
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", "-chown", *COMMAND, *words],
+        env=clean_environ(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (7, "")
+    assert "Operation not permitted" in done.stderr
+    assert "hint: Run this as the user whose file it is, or as root" in done.stderr
+    assert (file.read_bytes(), file.stat()) == before
+    assert os.listdir(tmp_path) == ["tokens.json"]
 
 
 def test_a_tokens_file_keeps_its_owner(system: System, tmp_path: Path) -> None:

@@ -186,12 +186,22 @@ def test_a_pipe_that_does_not_block_gets_everything(tmp_path: Path) -> None:
     assert copy.read_bytes() == data
 
 
-def test_what_is_no_file_is_never_replaced_by_whatever_way_it_is_named(tmp_path: Path) -> None:
-    """The system follows a link before ``..``, and a path that is made absolute does not."""
+def test_a_way_through_a_link_leads_where_the_system_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It follows the link before ``..``; a path that is made absolute by its text does not."""
     (tmp_path / "real" / "sub").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real/sub")
-    os.mkfifo(tmp_path / "x")
-    with pytest.raises(TargetExists, match="never replaced"):
-        resolve(tmp_path / "link" / ".." / "x", "d", force=True)
-    (tmp_path / "real" / "y").write_bytes(b"elsewhere")
-    assert resolve(f"{tmp_path}/link/../y", "d", force=False) == tmp_path / "y"
+    os.mkfifo(tmp_path / "real" / "x")
+    (tmp_path / "real" / "y").write_bytes(b"there already")
+    (tmp_path / "z").write_bytes(b"elsewhere")
+    monkeypatch.chdir(tmp_path)
+    for folder in (f"{tmp_path}/link/..", "link/.."):
+        with pytest.raises(TargetExists, match="never replaced"):
+            resolve(f"{folder}/x", "d", force=True)
+        with pytest.raises(TargetExists, match="there already"):
+            resolve(f"{folder}/y", "d", force=False)
+        written(resolve(f"{folder}/z", "d", force=False), b"new")
+        assert (tmp_path / "real" / "z").read_bytes() == b"new"
+        (tmp_path / "real" / "z").unlink()
+        assert resolve(folder, "d", force=False).parent.samefile(tmp_path / "real")

@@ -179,7 +179,7 @@ def _receipt(path: str | None, record: Record) -> Iterator[None]:
 
 def _check_receipt(receipt: str, path: str | None, dataset: str) -> None:
     """Raise `Usage` for a receipt that has no place, or would take that of the dataset."""
-    folder, name = os.path.split(os.path.abspath(receipt))
+    folder, name = os.path.split(os.path.join(os.curdir, receipt))
     if not name or not os.path.isdir(folder) or os.path.isdir(receipt):
         what = f"the receipt cannot be written as {printable(receipt)}"
         raise Usage(what, hint="Give the name of a file, in a folder that is there.")

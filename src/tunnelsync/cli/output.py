@@ -169,21 +169,30 @@ def plain(message: object) -> dict[str, Any]:
 
 
 def failure(error: BaseException) -> int:
-    """Print an error, whatever it is, and return the exit code."""
+    """Print an error, whatever it is, and return the exit code.
+
+    Where it belongs on stdout, and that takes nothing, it is told on stderr.
+    """
     known = _known(error)
     if _debug and isinstance(known, Internal):
         _write(sys.stderr, "".join(traceback.format_exception(error)))
     try:
-        if _as_json:
-            json(error_answer(_encodable(known)))
+        if not _as_json:
+            _tell(known)
         else:
-            say(f"error: {known.message}")
-            if known.hint:
-                say(f"  hint: {known.hint}")
-        flush()
-    except WriteFailed:
+            json(error_answer(_encodable(known)))
+            sys.stdout.flush()
+    except (OSError, WriteFailed):
         _silence()
+        _tell(known)
+    flush()
     return known.exit_code
+
+
+def _tell(error: TunnelSyncError) -> None:
+    say(f"error: {error.message}")
+    if error.hint:
+        say(f"  hint: {error.hint}")
 
 
 def usage_error(error: click.ClickException) -> int:
@@ -218,7 +227,8 @@ def flush() -> int:
         except OSError as exc:
             _silence(number)
             if stream is sys.stdout:
-                return failure(_unwritable(exc))
+                _tell(error := _unwritable(exc))
+                return error.exit_code
     return 0
 
 

@@ -137,4 +137,9 @@ def _replace(path: Path, data: bytes, folder: int) -> None:
                 os.unlink(name)
             raise
     except OSError as exc:
-        raise WriteFailed(f"cannot write {printable(str(path))}: {exc.strerror}") from None
+        whose = "Run this as the user whose file it is, or as root"
+        free = "See that there is room in its folder"
+        raise WriteFailed(
+            f"cannot write {printable(str(path))}: {exc.strerror}",
+            hint=f"{whose if isinstance(exc, PermissionError) else free}; it is as it was.",
+        ) from None

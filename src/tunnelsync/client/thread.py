@@ -48,6 +48,7 @@ class Threads:
             thread.close()
 
     def close(self) -> None:
-        """Let the idle threads end."""
+        """Let the idle threads end, and those that are given back later."""
+        self._limit = 0
         while self._idle:
             self._idle.pop().close()
