@@ -110,6 +110,93 @@ async def test_b7_a_first_fetch_cancelled_after_any_step_leaves_what_is_true_or_
         assert os.listdir(tmp_path) == [] or (kept and kept.blocks)
 
 
+class Reads:
+    """``os.pread``, counted, and held back in its thread until told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.began = threading.Event()
+        self.go = threading.Event()
+        self._real = os.pread
+        monkeypatch.setattr(os, "pread", self)
+
+    def __call__(self, descriptor: int, length: int, offset: int) -> bytes:
+        self.count += 1
+        self.began.set()
+        assert self.go.wait(20)
+        return self._real(descriptor, length, offset)
+
+
+async def test_b4_what_was_left_in_order_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, reads = BreakingOnce(DATA), Reads(monkeypatch)
+    reads.go.set()
+    async with played(router) as url:
+        await left_two_blocks(url, tmp_path / "d")
+        async with client(url) as ts:
+            done = await ts.fetch(MAC, "d", tmp_path, mode=Mode.STREAM)
+    assert (done.resumed_bytes, reads.count) == (2 * BLOCK_BYTES, 0)
+    assert (tmp_path / "d").read_bytes() == DATA
+
+
+async def test_b4_what_was_changed_since_is_found_beside_what_comes_and_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, reads = BreakingOnce(DATA), Reads(monkeypatch)
+    notes: list[str] = []
+
+    def progress(done: int, size: int | None) -> None:
+        if done == size:
+            reads.go.set()  # all the rest came before the first block was read
+
+    async with played(router) as url:
+        await left_two_blocks(url, tmp_path / "d")
+        with (tmp_path / "d.tunnelsync.part").open("r+b") as file:
+            file.seek(BLOCK_BYTES + 9)
+            file.write(b"other")
+        async with client(url) as ts:
+            record = Record(notes.append)
+            done = await ts.fetch(
+                MAC, "d", tmp_path, mode=Mode.STREAM, record=record, progress=progress
+            )
+    assert done.resumed_bytes == BLOCK_BYTES
+    assert router.asked[1:] == [(2, None), (1, 1)]
+    assert notes == [
+        f"going on from {2 * BLOCK_BYTES:,} bytes verified before, which are checked meanwhile",
+        "1 of 2 blocks are not as left, and are fetched again",
+    ]
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["d"]
+
+
+async def test_b7_cancelled_while_it_looks_again_the_doubt_stays_and_nothing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, reads = tmp_path / "d", Reads(monkeypatch)
+    router = BreakingOnce(DATA)
+    async with played(router) as url:
+        await left_two_blocks(url, target)
+        os.utime(target.with_name("d.tunnelsync.part"))
+        async with client(url) as ts:
+            task = asyncio.create_task(ts.fetch(MAC, "d", target, mode=Mode.STREAM))
+            await until(reads.began)
+            task.cancel()
+            reads.go.set()
+            await asyncio.wait({task}, timeout=20)
+            assert task.cancelled()
+            assert reads.count == 1
+            kept = kept_beside(target)
+            assert kept is not None
+            assert {0, 1} <= set(kept.blocks)
+            assert kept.sealed_ns is None
+            reads.count = 0
+            done = await ts.fetch(MAC, "d", target, mode=Mode.STREAM)
+    assert done.resumed_bytes >= 2 * BLOCK_BYTES
+    assert reads.count >= 1
+    assert target.read_bytes() == DATA
+
+
 class Disk:
     """``os.fdatasync``, held back in its thread until told, and then failing if told to."""
 

@@ -24,6 +24,7 @@ from tunnelsync.client.journal import (
     decode,
     encode,
     encode_blocks,
+    encode_seal,
 )
 from tunnelsync.frames import BLOCK_BYTES, digest
 
@@ -38,7 +39,7 @@ def one(index: int) -> bytes:
 
 
 def kept(blocks: Mapping[int, bytes] | None = None, **changes: Any) -> Kept:
-    return replace(Kept(ORIGIN, VERSION, 12, blocks or {}), **changes)
+    return replace(Kept(ORIGIN, VERSION, blocks or {}), **changes)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -49,16 +50,23 @@ digests = st.binary(min_size=32, max_size=32).filter(any)
 @given(
     st.builds(Origin, texts, texts, texts),
     st.builds(Version, numbers, texts, st.integers(-(2**63), 2**63 - 1)),
-    numbers,
     st.dictionaries(st.integers(0, 20), digests),
 )
 def test_what_was_written_is_read_again(
-    origin: Origin, version: Version, inode: int, blocks: dict[int, bytes]
+    origin: Origin, version: Version, blocks: dict[int, bytes]
 ) -> None:
     count = -(-version.size // BLOCK_BYTES)
     within = {index: value for index, value in blocks.items() if index < count}
-    written = Kept(origin, version, inode, blocks)
-    assert decode(encode(written)) == Kept(origin, version, inode, within)
+    written = Kept(origin, version, blocks)
+    assert decode(encode(written)) == Kept(origin, version, within)
+
+
+def test_a_seal_is_read_again_and_nothing_after_it() -> None:
+    sealed = encode(kept({0: one(0)})) + encode_seal(1_700_000_000_123_456_789)
+    said = kept({0: one(0)}, sealed_ns=1_700_000_000_123_456_789)
+    assert decode(sealed) == said
+    assert decode(sealed[:-1]) == kept({0: one(0)})
+    assert decode(sealed + encode_blocks([(1, one(1))]) + encode_seal(1)) == said
 
 
 def test_blocks_added_later_are_read_too_and_the_last_word_on_a_block_counts() -> None:
@@ -148,7 +156,7 @@ def test_a_head_without_a_member_is_nothing(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("format", 2), ("size", -1), ("size", 2**63), ("inode", -1), ("etag", None)],
+    [("format", 2), ("size", -1), ("size", 2**63), ("etag", None)],
 )
 def test_a_head_of_another_format_or_out_of_bounds_is_nothing(name: str, value: object) -> None:
     assert decode(framed(orjson.dumps(HEAD | {name: value}))) is None

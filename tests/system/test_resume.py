@@ -157,6 +157,11 @@ def altered_copy(part: Path, journal: Path) -> None:
     copy.replace(part)
 
 
+def altered(part: Path, journal: Path) -> None:
+    with part.open("r+b") as file:
+        file.write(b"not what was there")
+
+
 @pytest.mark.parametrize(
     ("spoil", "kept"),
     [
@@ -164,6 +169,7 @@ def altered_copy(part: Path, journal: Path) -> None:
         (of_another, lambda safe: 0),
         (cut_short, lambda safe: 1),
         (altered_copy, lambda safe: safe - 1),
+        (altered, lambda safe: safe - 1),
     ],
 )
 def test_b4_a_part_is_trusted_no_further_than_its_digests_prove(
@@ -178,6 +184,22 @@ def test_b4_a_part_is_trusted_no_further_than_its_digests_prove(
     spoil(out / f"big{SUFFIX}", out / f"big{JOURNAL_SUFFIX}")
     receipt = fetched(system, out / "big")
     assert receipt["resumed_bytes"] == kept(safe) * BLOCK_BYTES
+    assert_whole(out / "big", source)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_a_fetch_leaves_that_was_told_to_stop_is_trusted_unseen(
+    system: System, line: Valve, out: Path, source: Path, number: signal.Signals
+) -> None:
+    connected(system, line)
+    fetch = fetching(system, out / "big")
+    begun(out / "big", fetch)
+    fetch.send(number)
+    assert fetch.wait(30) == 130, fetch.log
+    line.release()
+    receipt = fetched(system, out / "big")
+    resumed = f"{receipt['resumed_bytes']:,}"
+    assert receipt["notes"][0] == f"going on from {resumed} bytes verified before"
     assert_whole(out / "big", source)
 
 

@@ -23,9 +23,10 @@ what a connection leaves is mostly freed at once. So it does at every 2.5 millio
 
 
 def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED) -> Result:
-    """Run to the end. SIGINT or SIGTERM cancels the work and raises `Interrupted`.
+    """Run to the end. SIGINT, SIGTERM or SIGHUP cancels the work and raises `Interrupted`.
 
-    ``terminated_code`` is the exit code after SIGTERM.
+    ``terminated_code`` is the exit code after SIGTERM. A SIGHUP that is ignored, as ``nohup`` has
+    it, stays so.
     """
     codes: list[int] = []
 
@@ -41,6 +42,8 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
             task.cancel()
 
         signals = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: terminated_code}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signals[signal.SIGHUP] = INTERRUPTED  # the terminal was closed
         for number, code in signals.items():
             loop.add_signal_handler(number, stop, code)
         try:

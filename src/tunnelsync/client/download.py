@@ -125,6 +125,11 @@ class Download:
                 plan.release(span)
                 span = None
 
+    async def _check(self) -> None:
+        """Look at what an earlier run left, beside what comes, and bring what is wrong of it."""
+        if await self._here.check():
+            await self._work()
+
     def _miss_an_end(self, span: Span) -> None:
         """Ask for one block more where only the end has not come; without it nothing ends well."""
         if self._here.begun and not self._here.plan.missing:
@@ -182,6 +187,7 @@ class Download:
         await here.begin(version)
         if (here.plan.count or 0) > 1:
             self._syncing = asyncio.create_task(here.keep_syncing())
+            self._workers.create_task(self._check())
         if self._way.in_parts and not here.ordered and version.etag:
             # All are cut before any is asked for, so that each asks for no more than its own.
             spans = [here.plan.take() for _ in range(self._streams(incoming) - 1)]

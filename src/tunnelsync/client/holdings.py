@@ -6,7 +6,7 @@ the thread, that which publishes it. What takes longer locks its target soon.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -49,6 +49,7 @@ class Holdings:
         self.begun = False
         self.given_up = False
         self._left: Kept | None = None
+        self._doubted: Mapping[int, bytes] = {}  # of that, what is to be looked at again
         self._opened = False
         self._short: Sequence[bytes] | None = None
         """What is kept in memory, where it is."""
@@ -76,11 +77,13 @@ class Holdings:
         self._expect(kept.version)
         for index, digest in kept.blocks.items():
             self.plan.hold(index, digest)
+        self._doubted = {} if kept.sealed_ns is not None else kept.blocks
         if not self.plan.missing:
             # One block more to ask for, so that somebody says that the version still stands.
             self.plan.drop(max(kept.blocks))
         self._record.resumed_bytes = self.done_bytes
-        self._record.note(f"going on from {self.done_bytes:,} bytes verified before")
+        doubt = ", which are checked meanwhile" if self._doubted else ""
+        self._record.note(f"going on from {self.done_bytes:,} bytes verified before{doubt}")
 
     async def open_in_time(self) -> None:
         """Open the sink after a moment, if the answer has not come by then."""
@@ -91,6 +94,7 @@ class Holdings:
     def forget(self) -> None:
         """Forget what an earlier run left; `begin` drops it from the sink."""
         self._record.resumed_bytes = 0
+        self._doubted = {}
         self.version = None
         self.plan.forget()
 
@@ -106,6 +110,24 @@ class Holdings:
             self._short = ()
         self.begun, self._left = True, None
         self._tell()
+
+    async def check(self) -> bool:
+        """Look again at what an earlier run left unsealed, or sealed and another has changed.
+        What is not right of it is missing; True if there is any."""
+        if not self._doubted:
+            return False
+        assert self.version is not None
+        size, wrong, many = self.version.size, 0, len(self._doubted)
+        for index, digest in self._doubted.items():
+            proves = partial(self._sink.proves, index, digest, size)
+            if self.plan.holds(index) and not await self._beside(proves):
+                self.take_back(index)
+                self._record.resumed_bytes -= min(BLOCK_BYTES, size - index * BLOCK_BYTES)
+                wrong += 1
+        self._doubted = {}
+        if wrong:
+            self._record.note(f"{wrong} of {many} blocks are not as left, and are fetched again")
+        return wrong > 0
 
     def put(self, claim: Claimed) -> "asyncio.Future[bool]":
         """Prove a block and write it, in the thread; False if it is not what it claims to be. A
@@ -191,6 +213,8 @@ class Holdings:
         with suppress(WriteFailed):
             if keep:
                 await self._sync()
+                if not self._doubted:
+                    await self._call(self._sink.seal)
             if keep and self.version is not None and self.done_bytes:
                 kept = f"{self.done_bytes:,} verified bytes are kept"
                 self._record.note(f"{kept}: the same command goes on from there")
@@ -203,6 +227,11 @@ class Holdings:
         if self._files is None:
             self._files = self._threads.take()
         return self._files.call(function)
+
+    def _beside(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Run a function in a second thread, so that what comes is written meanwhile."""
+        self._syncs = self._syncs or FileThread()
+        return self._syncs.call(function)
 
     @property
     def done_bytes(self) -> int:
@@ -279,9 +308,8 @@ class Holdings:
     async def _sync(self) -> None:
         if self._unsynced or self._lost:
             blocks, self._unsynced = self._unsynced, []
-            self._syncs = self._syncs or FileThread()
             # Cancelled, it goes on all the same: its blocks are not in the list any more.
-            await asyncio.shield(self._syncs.call(partial(self._checkpoint, blocks)))
+            await asyncio.shield(self._beside(partial(self._checkpoint, blocks)))
 
     def _tell(self) -> None:
         if self._progress and self.version:

@@ -1,9 +1,13 @@
 """The journal of a part file: which of its blocks are verified, so that the next run trusts them.
 
 A file of records, each a 4-byte big-endian length, a payload, and the first 16 bytes of the
-payload's BLAKE3. The first payload is JSON: whose blocks these are, and in which part file. Each
-other one is blocks that were synced to the disk before: 8-byte index, 32-byte digest; zeros for a
-digest take a block back. What comes after a record that is cut or wrong is not believed.
+payload's BLAKE3. The first payload is JSON: whose blocks these are. Each other one is blocks that
+were synced to the disk before: 8-byte index, 32-byte digest; zeros for a digest take a block back.
+What comes after a record that is cut or wrong is not believed.
+
+A last record of 8 bytes is the seal of a run that ended in order: the ctime of its part file, which
+every write changes and nobody can set. Under another ctime, or without a seal, a block in the part
+file is what the journal says only if its digest proves it.
 """
 
 import errno
@@ -23,6 +27,7 @@ FORMAT = 1
 CHECK_BYTES = 16
 LENGTH = struct.Struct(">I")
 ENTRY = struct.Struct(f">Q{DIGEST_BYTES}s")
+SEAL = struct.Struct(">Q")
 TAKEN_BACK = bytes(DIGEST_BYTES)
 """What no block has for a digest: one that the journal named is not to be trusted any more."""
 RECORD_BYTES = 4 * 1024 * 1024
@@ -58,22 +63,20 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a journal says: verified blocks of this version, by index, in the file ``inode``."""
+    """What a journal says: verified blocks of this version, by index.
+
+    ``sealed_ns`` is the ctime under which they need no second look; None if there is none.
+    """
 
     origin: Origin
     version: Version
-    inode: int
     blocks: Mapping[int, bytes]
+    sealed_ns: int | None = None
 
 
 def encode(kept: Kept) -> bytes:
-    """Return a whole journal."""
-    head = {
-        "format": FORMAT,
-        **asdict(kept.origin),
-        **asdict(kept.version),
-        "inode": kept.inode,
-    }
+    """Return a whole journal, which is not sealed."""
+    head = {"format": FORMAT, **asdict(kept.origin), **asdict(kept.version)}
     return _record(orjson.dumps(head)) + encode_blocks(kept.blocks.items())
 
 
@@ -82,6 +85,11 @@ def encode_blocks(blocks: Iterable[tuple[int, bytes]]) -> bytes:
     packed = b"".join(ENTRY.pack(index, digest) for index, digest in blocks)
     step = RECORD_BYTES - RECORD_BYTES % ENTRY.size
     return b"".join(_record(packed[at : at + step]) for at in range(0, len(packed), step))
+
+
+def encode_seal(ctime_ns: int) -> bytes:
+    """Return the record that ends a journal in order."""
+    return _record(SEAL.pack(ctime_ns))
 
 
 def decode(data: bytes) -> Kept | None:
@@ -95,16 +103,19 @@ def decode(data: bytes) -> Kept | None:
         version = Version(
             _number(head["size"]), _text(head["etag"]), _number(head["modified_ns"], -(2**63))
         )
-        inode = _number(head["inode"])
     except (IndexError, KeyError, TypeError, ValueError):
         return None
     blocks: dict[int, bytes] = {}
     count = frames.block_count(version.size)
+    sealed_ns = None
     for packed in records[1:]:
+        if len(packed) == SEAL.size:
+            (sealed_ns,) = SEAL.unpack(packed)
         if len(packed) % ENTRY.size:
             break
         blocks |= {index: one for index, one in ENTRY.iter_unpack(packed) if index < count}
-    return Kept(origin, version, inode, {i: one for i, one in blocks.items() if one != TAKEN_BACK})
+    right = {index: one for index, one in blocks.items() if one != TAKEN_BACK}
+    return Kept(origin, version, right, sealed_ns)
 
 
 class Journal:
@@ -148,9 +159,18 @@ class Journal:
 
         What fails leaves it as it was, for what follows half a record would not be believed.
         """
+        self._append(encode_blocks(blocks))
+
+    def seal(self, ctime_ns: int) -> None:
+        """Say, after all else, under which ctime the part file needs no second look; harmless
+        where nothing was begun."""
+        if self._descriptor >= 0:
+            self._append(encode_seal(ctime_ns))
+
+    def _append(self, records: bytes) -> None:
         end = os.fstat(self._descriptor).st_size
         try:
-            _write(self._descriptor, encode_blocks(blocks))
+            _write(self._descriptor, records)
         except OSError:
             os.ftruncate(self._descriptor, end)
             os.lseek(self._descriptor, end, os.SEEK_SET)

@@ -5,9 +5,7 @@ of its blocks are verified and safe on the disk. All of it blocks.
 """
 
 import errno
-import fcntl
 import os
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tunnelsync.client.journal import Journal, Kept, Origin, Version
+from tunnelsync.client.lock import is_at, lock
 from tunnelsync.client.target import Blocks, beside, explained, refuse_existing, write_at
 from tunnelsync.errors import TargetBusy
 from tunnelsync.frames import BLOCK_BYTES, digest
@@ -24,8 +23,6 @@ from tunnelsync.protocol import printable
 SUFFIX = ".tunnelsync.part"
 """Of our own: a plain ``.part`` may be a file, or even a dataset, of the user's."""
 JOURNAL_SUFFIX = ".tunnelsync.journal"
-ATTEMPTS = 10
-"""How often the part file may be replaced under our hands before we call it busy."""
 
 
 class Resume(Enum):
@@ -88,14 +85,12 @@ class PartFile:
     def open(self) -> Kept | None:
         """Create and lock the part file, or take it over from an earlier run."""
         with explained(self._part):
-            for _ in range(ATTEMPTS):
-                found = self._locked()
-                if found is not None:
-                    kept = None if self._restart else self._kept(found)
-                    if kept is None:
-                        self._others = found.st_size > 0 or os.path.lexists(self._journal.path)
-                    return kept
-        raise _busy(self._target)
+            self._descriptor = lock(self._part, self._target)
+            found = os.fstat(self._descriptor)
+            kept = None if self._restart else self._kept(found)
+            if kept is None:
+                self._others = found.st_size > 0 or os.path.lexists(self._journal.path)
+            return kept
 
     def begin(self, version: Version, blocks: Blocks) -> None:
         """Write the journal anew; without blocks to start from, the part file is emptied, and the
@@ -111,7 +106,7 @@ class PartFile:
             elif found.st_size > version.size:
                 os.ftruncate(self._descriptor, version.size)
             if self._origin is not None:
-                self._unwritten = Kept(self._origin, version, found.st_ino, held)
+                self._unwritten = Kept(self._origin, version, held)
                 if held:
                     self._write_journal()
 
@@ -146,6 +141,20 @@ class PartFile:
             if not self._noted:
                 _sync_folder(self._target.parent)
         self._synced, self._noted = [], True
+
+    def proves(self, index: int, claimed: bytes, size: int) -> bool:
+        """Tell whether a block has this digest in the part file of a dataset of so many bytes."""
+        at = index * BLOCK_BYTES
+        try:
+            return digest(os.pread(self._descriptor, min(BLOCK_BYTES, size - at), at)) == claimed
+        except OSError:
+            return False
+
+    def seal(self) -> None:
+        """Note that all of the journal is so, and that nothing more is written now."""
+        if self._origin is not None and self._unwritten is None:
+            with explained(self._journal.path):
+                self._journal.seal(os.fstat(self._descriptor).st_ctime_ns)
 
     def _flush(self, sync: Callable[[int], None]) -> None:
         """Sync the part file. After a failure none is believed: a lost write is told once."""
@@ -184,7 +193,7 @@ class PartFile:
         if self._descriptor < 0:
             return
         try:
-            if not keep and not self._others and _is_at(self._part, os.fstat(self._descriptor)):
+            if not keep and not self._others and is_at(self._part, os.fstat(self._descriptor)):
                 self._journal.remove()
                 self._part.unlink(missing_ok=True)
         except OSError:
@@ -203,10 +212,8 @@ class PartFile:
             for index, one in kept.blocks.items()
             if min((index + 1) * BLOCK_BYTES, size) <= found.st_size
         }
-        if kept.inode != found.st_ino:
-            # A copy, or another file of that name: its digests prove what is right in it.
-            there = {i: one for i, one in there.items() if digest(self._read(i, size)) == one}
-        return replace(kept, blocks=there) if there else None
+        sealed = kept.sealed_ns if kept.sealed_ns == found.st_ctime_ns else None
+        return replace(kept, blocks=there, sealed_ns=sealed) if there else None
 
     def _cut_off(self, index: int) -> None:
         """Give back what a block took that did not fit: the journal may be short of that room."""
@@ -214,10 +221,6 @@ class PartFile:
         with suppress(OSError):
             if os.fstat(self._descriptor).st_size <= at + BLOCK_BYTES:
                 os.ftruncate(self._descriptor, at)
-
-    def _read(self, index: int, size: int) -> bytes:
-        at = index * BLOCK_BYTES
-        return os.pread(self._descriptor, min(BLOCK_BYTES, size - at), at)
 
     def _empty(self, found: os.stat_result) -> None:
         """Drop all that is there, the journal first: it must never speak of other bytes."""
@@ -231,7 +234,7 @@ class PartFile:
         self._emptied = True
 
     def _rename(self) -> None:
-        if not _is_at(self._part, os.fstat(self._descriptor)):
+        if not is_at(self._part, os.fstat(self._descriptor)):
             raise TargetBusy(
                 f"the part file of {printable(str(self._target))} was removed or replaced",
                 hint="Run the command again, and leave its files alone until it ends.",
@@ -252,48 +255,10 @@ class PartFile:
         else:
             self._part.unlink()
 
-    def _locked(self) -> os.stat_result | None:
-        """Open and lock the part file, and return what it is; None if it was replaced meanwhile."""
-        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            descriptor, ours = os.open(self._part, flags | os.O_EXCL, 0o666), True
-        except FileExistsError:
-            descriptor, ours = os.open(self._part, flags, 0o666), False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise FileExistsError(errno.EEXIST, "it is there, and no regular file")
-            if not _is_at(self._part, found):
-                os.close(descriptor)
-                return None
-            if found.st_nlink > 1 or not (ours or found.st_uid == os.geteuid()):
-                # A run was killed while it gave the file its name: the target is this very file.
-                # Or it is another user's, who could still write what we have verified.
-                self._part.unlink()
-                os.close(descriptor)
-                return None
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise _busy(self._target, holder) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-        return found
-
     def _close(self) -> None:
         self._journal.close()
         descriptor, self._descriptor = self._descriptor, -1
         os.close(descriptor)
-
-
-def _is_at(path: Path, found: os.stat_result) -> bool:
-    try:
-        return os.path.samestat(found, os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _sync_folder(folder: Path) -> None:
@@ -302,19 +267,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _busy(target: Path, holder: str = "") -> TargetBusy:
-    return TargetBusy(f"another process{holder} is writing {printable(str(target))}")
-
-
-def _holder(descriptor: int) -> str:
-    """Return `` (PID)`` of the process that has locked a file, where the system tells it."""
-    found = os.fstat(descriptor)
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    with suppress(OSError):
-        for line in Path("/proc/locks").read_text().splitlines():
-            words = line.split()
-            if words[1:2] == ["FLOCK"] and words[5:6] == [place] and words[4] != "0":
-                return f" ({words[4]})"
-    return ""

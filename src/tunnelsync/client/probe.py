@@ -6,38 +6,17 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from tunnelsync.client.incoming import Incoming, Part, Way
-from tunnelsync.client.journal import Version
-from tunnelsync.client.target import Blocks
+from tunnelsync.client.target import Fleeting
 from tunnelsync.frames import BLOCK_BYTES
 
 
-class Nowhere:
+class Nowhere(Fleeting):
     """A sink that drops what is proven. Blocks may come in any order, so by several streams."""
 
     ordered: ClassVar[bool] = False
-    lasting: ClassVar[bool] = False
-
-    def untouched(self) -> bool:
-        """Nobody can have left anything."""
-        return True
-
-    def open(self) -> None:
-        """There is nothing to open, and nothing was left."""
-
-    def begin(self, version: Version, blocks: Blocks) -> None:
-        """Nothing is prepared."""
 
     def write(self, index: int, parts: Sequence[bytes]) -> None:
         """Drop a block."""
-
-    def checkpoint(self, blocks: Blocks) -> None:
-        """Nothing can last."""
-
-    def publish(self, modified_ns: int) -> None:
-        """Nothing becomes visible."""
-
-    def close(self, *, keep: bool) -> None:
-        """There is nothing to let go of."""
 
 
 @dataclass(frozen=True, slots=True)

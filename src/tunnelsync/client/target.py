@@ -55,6 +55,14 @@ class Sink(Protocol):
     def checkpoint(self, blocks: Blocks) -> None:
         """Make blocks that were written last, so that another run can go on from them."""
 
+    def proves(self, index: int, claimed: bytes, size: int) -> bool:
+        """Tell whether a block that an earlier run left has this digest; the dataset has ``size``
+        bytes."""
+
+    def seal(self) -> None:
+        """All that was checkpointed is proven, and nothing more is written: so the next run may
+        trust it unseen."""
+
     def publish(self, modified_ns: int) -> None:
         """All blocks are there: make the result visible."""
 
@@ -73,7 +81,8 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     if path is not None and not os.fspath(path):
         raise Usage("the name of the file to write is empty", hint="Give a path after -o.")
     with explained(Path("into the current folder")):
-        target = Path(os.path.abspath(name if path is None else path))
+        # Not `abspath`, which takes `link/..` for the folder that the link is in.
+        target = Path.cwd() / (name if path is None else path)
     found = _kind(target)
     if found == stat.S_IFDIR or (path is not None and os.fspath(path).endswith("/")):
         target /= name
@@ -109,11 +118,42 @@ def beside(target: Path, suffix: str) -> Path:
     return target.with_name(name)
 
 
-class Descriptor:
+class Fleeting:
+    """What every sink does of which nothing stays here: nothing, most of the time."""
+
+    lasting: ClassVar[bool] = False
+
+    def untouched(self) -> bool:
+        """Nobody can have left anything."""
+        return True
+
+    def open(self) -> None:
+        """There is nothing to open, and nothing was left."""
+
+    def begin(self, version: Version, blocks: Blocks) -> None:
+        """Nothing is prepared."""
+
+    def checkpoint(self, blocks: Blocks) -> None:
+        """Nothing can be made to last."""
+
+    def proves(self, index: int, claimed: bytes, size: int) -> bool:
+        """Nothing was left."""
+        return False
+
+    def seal(self) -> None:
+        """Nothing is left."""
+
+    def publish(self, modified_ns: int) -> None:
+        """Nothing is left to do."""
+
+    def close(self, *, keep: bool) -> None:
+        """There is nothing to let go of, and what went out cannot be taken back."""
+
+
+class Descriptor(Fleeting):
     """An open descriptor, such as standard output: blocks go out as they are proven."""
 
     ordered: ClassVar[bool] = True
-    lasting: ClassVar[bool] = False
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -122,25 +162,10 @@ class Descriptor:
         """Nobody knows."""
         return False
 
-    def open(self) -> None:
-        """It is open, and nothing in it is known."""
-
-    def begin(self, version: Version, blocks: Blocks) -> None:
-        """Nothing is prepared."""
-
-    def checkpoint(self, blocks: Blocks) -> None:
-        """What went out is not ours any more."""
-
     def write(self, index: int, parts: Sequence[bytes]) -> None:
         """Write a block; `WriteFailed` when the reader has gone."""
         with explained(Path("the output")):
             write_all(self._descriptor, parts)
-
-    def publish(self, modified_ns: int) -> None:
-        """Nothing is left to do."""
-
-    def close(self, *, keep: bool) -> None:
-        """What was written cannot be taken back."""
 
 
 def write_all(descriptor: int, parts: Sequence[bytes]) -> None:
