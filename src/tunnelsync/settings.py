@@ -222,9 +222,7 @@ class ClientSettings:
     backoff_cap_seconds: float = _setting(10.0, "a line that is back is noticed by then")
     idle_threads: int = _setting(64, "kept for the next file: one costs more than a small file")
     repairs: int = _setting(3, "a block that came wrong is fetched again so often")
-    journal_seconds: float = _setting(
-        2.0, "what a kill can cost; each entry waits for a sync of the data"
-    )
+    journal_seconds: float = _setting(2.0, "what a kill can cost")
     journal_bytes: int = _setting(128 * MIB, "the longest journal read: a dataset of 12 TiB")
     parallel: int = _setting(0, "streams of one dataset; 0 chooses by its size and the line")
     parallel_most: int = _setting(8, "one client is not to fill a connector's places")

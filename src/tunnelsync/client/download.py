@@ -55,7 +55,7 @@ class Download:
         self._here = Holdings(sink, settings, threads, record, progress)
         self._patience = Patience(settings, asyncio.get_running_loop().time)
         self._fewest = math.inf
-        self._syncing: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self._workers: asyncio.TaskGroup
 
     async def run(self) -> None:
@@ -100,10 +100,10 @@ class Download:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            if (syncing := self._syncing) is not None:
-                self._syncing = None
-                syncing.cancel()
-                (failed,) = await asyncio.gather(syncing, return_exceptions=True)
+            if (noting := self._noting) is not None:
+                self._noting = None
+                noting.cancel()
+                (failed,) = await asyncio.gather(noting, return_exceptions=True)
         if isinstance(failed, TunnelSyncError):
             raise failed
 
@@ -186,7 +186,7 @@ class Download:
         here.announced_root = incoming.root
         await here.begin(version)
         if (here.plan.count or 0) > 1:
-            self._syncing = asyncio.create_task(here.keep_syncing())
+            self._noting = asyncio.create_task(here.keep_noting())
             self._workers.create_task(self._check())
         if self._way.in_parts and not here.ordered and version.etag:
             # All are cut before any is asked for, so that each asks for no more than its own.

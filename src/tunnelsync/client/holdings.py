@@ -1,6 +1,6 @@
 """What is here of a dataset: blocks that are proven, in their place in the sink, and made to last.
 
-One thread proves and writes; another syncs and keeps the journal, off the receiving path. A short
+One thread proves and writes; another keeps the journal, off the receiving path. A short
 dataset of which nothing was left is kept in memory until all of it is proven: it takes one turn of
 the thread, that which publishes it. What takes longer locks its target soon.
 """
@@ -62,8 +62,8 @@ class Holdings:
         self._progress = progress
         self._threads = threads
         self._files: FileThread | None = None
-        self._syncs: FileThread | None = None
-        self._unsynced: list[tuple[int, bytes]] = []
+        self._second: FileThread | None = None
+        self._unnoted: list[tuple[int, bytes]] = []
         self._next_ordered = 0
 
     async def open(self) -> None:
@@ -148,13 +148,13 @@ class Holdings:
             return  # it came behind one that was wrong, and was not written
         self.plan.hold(claim.index, claim.digest)
         self._record.repaired = self.plan.repaired
-        self._unsynced.append((claim.index, claim.digest))
+        self._unnoted.append((claim.index, claim.digest))
         self._tell()
 
     def take_back(self, index: int) -> None:
         """Note that a block may be wrong for all its digest: it is missing again."""
         if self.plan.holds(index):
-            self._unsynced.append((index, TAKEN_BACK))
+            self._unnoted.append((index, TAKEN_BACK))
         self.plan.drop(index)
 
     def flaw(self, index: int, why: str) -> None:
@@ -173,11 +173,11 @@ class Holdings:
         """Tell whether a block was written where nothing can be taken back."""
         return self.ordered and index < self._next_ordered
 
-    async def keep_syncing(self) -> None:
-        """Make what was written last, now and then, for ever."""
+    async def keep_noting(self) -> None:
+        """Note in the journal what was written, now and then, for ever."""
         while True:
             await asyncio.sleep(self._settings.journal_seconds)
-            await self._sync()
+            await self._note()
 
     async def publish(self) -> None:
         """Make the result visible: all of it is here."""
@@ -186,8 +186,8 @@ class Holdings:
         if self.announced_root not in (None, root):
             raise DatasetChanged("blocks of two versions came under one etag")
         self._record.received(root)
-        if self._syncs is not None:
-            await self._syncs.call(_nothing)  # what is under way still needs the descriptor
+        if self._second is not None:
+            await self._second.call(_nothing)  # what is under way still needs the descriptor
         self._see_none_lost()
         await self._call(partial(self._publish, self.version))
 
@@ -204,22 +204,22 @@ class Holdings:
                 self._threads.give(self._files)
             else:
                 self._files.close()
-            if self._syncs is not None:
-                self._syncs.close()
+            if self._second is not None:
+                self._second.close()
 
     async def _let_go(self, *, keep: bool) -> None:
         await self._call(_nothing)  # what was cancelled in the thread ends all the same
         keep = keep and self._sink.lasting and not self._published and self._worth_keeping
         with suppress(WriteFailed):
             if keep:
-                await self._sync()
+                await self._note()
                 if not self._doubted:
                     await self._call(self._sink.seal)
             if keep and self.version is not None and self.done_bytes:
                 kept = f"{self.done_bytes:,} verified bytes are kept"
                 self._record.note(f"{kept}: the same command goes on from there")
-        if self._syncs is not None:
-            await self._syncs.call(_nothing)
+        if self._second is not None:
+            await self._second.call(_nothing)
         await self._call(partial(self._sink.close, keep=keep))
 
     def _call(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
@@ -230,8 +230,8 @@ class Holdings:
 
     def _beside(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
         """Run a function in a second thread, so that what comes is written meanwhile."""
-        self._syncs = self._syncs or FileThread()
-        return self._syncs.call(function)
+        self._second = self._second or FileThread()
+        return self._second.call(function)
 
     @property
     def done_bytes(self) -> int:
@@ -305,9 +305,9 @@ class Holdings:
         self._next_ordered = claim.index + 1
         return True
 
-    async def _sync(self) -> None:
-        if self._unsynced or self._lost:
-            blocks, self._unsynced = self._unsynced, []
+    async def _note(self) -> None:
+        if self._unnoted or self._lost:
+            blocks, self._unnoted = self._unnoted, []
             # Cancelled, it goes on all the same: its blocks are not in the list any more.
             await asyncio.shield(self._beside(partial(self._checkpoint, blocks)))
 

@@ -2,8 +2,8 @@
 
 A file of records, each a 4-byte big-endian length, a payload, and the first 16 bytes of the
 payload's BLAKE3. The first payload is JSON: whose blocks these are. Each other one is blocks that
-were synced to the disk before: 8-byte index, 32-byte digest; zeros for a digest take a block back.
-What comes after a record that is cut or wrong is not believed.
+were written before: 8-byte index, 32-byte digest; zeros for a digest take a block back. What comes
+after a record that is cut or wrong is not believed.
 
 A last record of 8 bytes is the seal of a run that ended in order: the ctime of its part file, which
 every write changes and nobody can set. Under another ctime, or without a seal, a block in the part
@@ -140,6 +140,11 @@ class Journal:
             return None
         return decode(data) if len(data) <= self._limit else None
 
+    @property
+    def begun(self) -> bool:
+        """Whether it is being written."""
+        return self._descriptor >= 0
+
     def begin(self, kept: Kept) -> None:
         """Write it anew, in one step, and go on with `append`, which syncs it.
 
@@ -155,17 +160,15 @@ class Journal:
         os.replace(fresh, self.path)
 
     def append(self, blocks: Iterable[tuple[int, bytes]]) -> None:
-        """Add blocks whose bytes are synced already, and sync it: it outlives a power cut.
+        """Add blocks whose bytes are written already, and sync it: it outlives a power cut.
 
         What fails leaves it as it was, for what follows half a record would not be believed.
         """
         self._append(encode_blocks(blocks))
 
     def seal(self, ctime_ns: int) -> None:
-        """Say, after all else, under which ctime the part file needs no second look; harmless
-        where nothing was begun."""
-        if self._descriptor >= 0:
-            self._append(encode_seal(ctime_ns))
+        """Say, after all else, under which ctime the part file needs no second look."""
+        self._append(encode_seal(ctime_ns))
 
     def _append(self, records: bytes) -> None:
         end = os.fstat(self._descriptor).st_size

@@ -1,7 +1,9 @@
 """A target in the making: a part file and a journal beside it, which become the target at the end.
 
 The part file is ``NAME.tunnelsync.part``, locked while somebody writes it; the journal tells which
-of its blocks are verified and safe on the disk. All of it blocks.
+of its blocks are verified and written. The bytes are not synced before the journal speaks of them:
+who goes on proves each block again, unless a run that ended in order has synced and sealed all of
+it. All of it blocks.
 """
 
 import errno
@@ -60,7 +62,7 @@ class PartFile:
         self._descriptor = -1
         self._lost: OSError | None = None
         self._full: OSError | None = None
-        self._synced: list[tuple[int, bytes]] = []
+        self._unnoted: list[tuple[int, bytes]] = []
         self._noted = False
         self._emptied = False
         self._others = False  # what is there is another's, until there is an answer
@@ -129,18 +131,16 @@ class PartFile:
                 )
 
     def checkpoint(self, blocks: Blocks) -> None:
-        """Sync the part file, then note its blocks in the journal."""
+        """Note blocks that were written in the journal."""
         if self._origin is None:
             return
-        with explained(self._part):
-            self._flush(os.fdatasync)
-            self._synced += blocks
+        self._unnoted += blocks
         with explained(self._journal.path):
             self._write_journal()
-            self._journal.append(self._synced)
+            self._journal.append(self._unnoted)
             if not self._noted:
                 _sync_folder(self._target.parent)
-        self._synced, self._noted = [], True
+        self._unnoted, self._noted = [], True
 
     def proves(self, index: int, claimed: bytes, size: int) -> bool:
         """Tell whether a block has this digest in the part file of a dataset of so many bytes."""
@@ -151,8 +151,11 @@ class PartFile:
             return False
 
     def seal(self) -> None:
-        """Note that all of the journal is so, and that nothing more is written now."""
-        if self._origin is not None and self._unwritten is None:
+        """Sync the part file, and note that all of the journal is so and nothing more is written;
+        not if it need not last through a power cut."""
+        if self._sync and self._journal.begun:
+            with explained(self._part):
+                self._flush(os.fdatasync)
             with explained(self._journal.path):
                 self._journal.seal(os.fstat(self._descriptor).st_ctime_ns)
 
@@ -188,10 +191,12 @@ class PartFile:
     def close(self, *, keep: bool) -> None:
         """Let go of the lock; unless ``keep``, remove the part file and its journal first.
 
-        What another fetch has left stays as it is if nothing was begun.
+        What another fetch has left stays as it is if nothing was begun. What the disk has lost is
+        not kept: its blocks still look right, in memory.
         """
         if self._descriptor < 0:
             return
+        keep = keep and self._lost is None
         try:
             if not keep and not self._others and is_at(self._part, os.fstat(self._descriptor)):
                 self._journal.remove()

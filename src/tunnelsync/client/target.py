@@ -53,15 +53,15 @@ class Sink(Protocol):
         """Write a block in its place; raise `WriteFailed`."""
 
     def checkpoint(self, blocks: Blocks) -> None:
-        """Make blocks that were written last, so that another run can go on from them."""
+        """Note blocks that were written, so that another run can go on from them."""
 
     def proves(self, index: int, claimed: bytes, size: int) -> bool:
         """Tell whether a block that an earlier run left has this digest; the dataset has ``size``
         bytes."""
 
     def seal(self) -> None:
-        """All that was checkpointed is proven, and nothing more is written: so the next run may
-        trust it unseen."""
+        """All that was checkpointed is proven, and nothing more is written: where it lasts, the
+        next run may trust it unseen."""
 
     def publish(self, modified_ns: int) -> None:
         """All blocks are there: make the result visible."""
