@@ -195,6 +195,33 @@ async def test_buffers_have_one_budget_that_is_given_back(system: System) -> Non
         await metric_is(url, name, 0)
 
 
+async def test_what_is_said_of_datasets_waits_for_none_and_has_a_budget_of_its_own(
+    system: System,
+) -> None:
+    url = system.router(buffers_bytes=2 * MIB, answers_bytes=64 * KIB).url
+    name = "tunnelsync_buffers_bytes"
+    listing = {"status": "success", "entries": [], "next": None}
+    async with played(url, next(MACS)) as hog, played(url, next(MACS)) as other:
+        wanting(url, hog.mac, "sync")
+        request_id = await hog.command("get_dataset")
+        slow = await hog.held_post(f"result?request_id={request_id}", 2 * MIB)
+        await slow.send(b" " * (2 * MIB - 10))
+        await metric_is(url, name, 2 * MIB - 10)
+
+        folder = asking(url, "GET", f"/datasets/{other.mac}/")
+        request_id = await other.command("list_datasets")
+        assert (await other.result(request_id, listing)).status == 200
+        assert (await folder).json()["entries"] == []
+
+        folder = asking(url, "GET", f"/datasets/{other.mac}/")
+        request_id = await other.command("list_datasets")
+        over = await other.result(request_id, listing | {"more": "x" * 64 * KIB})
+        assert (over.status, over.code) == (503, "router_busy")
+        assert_busy_here(await folder)
+        slow.close()
+        await metric_is(url, name, 0)
+
+
 @pytest.mark.parametrize(("budget", "status"), [(20 * MIB, 200), (12 * MIB, 503)])
 async def test_a_result_that_comes_again_harms_nothing_and_is_not_held(
     system: System, budget: int, status: int

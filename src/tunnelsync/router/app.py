@@ -185,6 +185,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         origin(store.public) if store.endpoint else "",
         switchboard,
         Budget(settings.buffers_bytes),
+        Budget(settings.answers_bytes),
         Heartbeat(settings.heartbeat_seconds),
     )
     app = web.Application(middlewares=[answers], client_max_size=settings.message_bytes)

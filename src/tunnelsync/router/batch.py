@@ -1,7 +1,7 @@
 """``POST /datasets/batch``: small answers to several requests in one body.
 
 Each item means what it would mean by itself, and is taken or refused by itself. None waits for its
-client: the bodies are held, under the budget of all buffers, until their transfers end.
+client: the bodies are held, under the budgets of the router, until their transfers end.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ async def batch(request: web.Request) -> web.Response:
     for item, body in unpack(b"".join(parts)):
         try:
             transfer = router.switchboard.transfers.claim(item.request_id, mac)
-            with results.holding(router.buffers, transfer, len(body)):
+            with results.holding(router, transfer, len(body)):
                 _take(transfer, item, body)
         except TunnelSyncError as error:
             refused[item.request_id] = error.status

@@ -6,11 +6,16 @@ from functools import partial
 from aiohttp import web
 
 from tunnelsync.errors import Draining, RouterBusy
+from tunnelsync.protocol import Command, GetDatasetOffload, ListDatasets, StatDataset
 from tunnelsync.router.detached import Deliver, Detached
 from tunnelsync.router.heartbeat import Heartbeat
 from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.settings import RouterSettings
+
+
+ABOUT = ListDatasets, StatDataset, GetDatasetOffload
+"""Commands whose answers hold no dataset."""
 
 
 @dataclass(slots=True)
@@ -37,15 +42,24 @@ class Budget:
 
 @dataclass(slots=True)
 class Router:
-    """One router: its settings, and what it knows. ``store_origin`` is empty without a store."""
+    """One router: its settings, and what it knows. ``store_origin`` is empty without a store.
+
+    ``buffers`` is for datasets, ``answers`` for what is said about them, which never waits for a
+    dataset that comes slowly.
+    """
 
     settings: RouterSettings
     store_origin: str
     switchboard: Switchboard
     buffers: Budget
+    answers: Budget
     heartbeat: Heartbeat
     draining: bool = False
     detached: dict[str, Detached] = field(default_factory=dict)
+
+    def budget(self, command: Command) -> Budget:
+        """Return that of the answer to a command."""
+        return self.answers if isinstance(command, ABOUT) else self.buffers
 
     def detach(self, transfer: Transfer, deliver: Deliver) -> None:
         """Keep a transfer whose client will come for the answer."""

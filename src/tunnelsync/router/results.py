@@ -30,7 +30,7 @@ async def result(request: web.Request) -> web.Response:
     if "request_id" not in request.query:
         pieces, request_id = await _inline(request, router)
         transfer = wanted(router.switchboard.transfers.claim(request_id, mac))
-        with holding(router.buffers, transfer, sum(map(len, pieces))):
+        with holding(router, transfer, sum(map(len, pieces))):
             give(transfer, ResultBody.of(pieces))
         return json_answer({"status": "ok"})
     transfer = wanted(router.switchboard.transfers.claim(request.query["request_id"], mac))
@@ -78,15 +78,15 @@ async def _part(request: web.Request, router: Router, transfer: Transfer) -> web
 async def _read(
     request: web.Request, router: Router, transfer: Transfer
 ) -> AsyncIterator[list[bytes]]:
-    """Read a body under the budget of all buffers; it is held until the transfer ends.
+    """Read a body under the budget of its like; it is held until the transfer ends.
 
     One that is sent again, for its answer was lost, is only compared, and harms no transfer.
     """
-    held = 0
+    held, budget = 0, router.budget(transfer.command)
 
     def hold(count: int) -> None:
         nonlocal held
-        router.buffers.take(count)
+        budget.take(count)
         held += count
 
     try:
@@ -99,16 +99,17 @@ async def _read(
         again = transfer.said.result is not None
         yield parts
     except BaseException as error:
-        router.buffers.release(held)
+        budget.release(held)
         if isinstance(error, RouterBusy) and transfer.said.result is None:
             transfer.deadline.fail(error)
         raise
-    give_back(router.buffers, transfer, held, again=again)
+    give_back(budget, transfer, held, again=again)
 
 
 @contextmanager
-def holding(budget: Budget, transfer: Transfer, size_bytes: int) -> Iterator[None]:
+def holding(router: Router, transfer: Transfer, size_bytes: int) -> Iterator[None]:
     """Hold a small answer from now until its transfer ends, if the block takes it."""
+    budget = router.budget(transfer.command)
     again = transfer.said.result is not None  # then it is held already
     budget.take(size_bytes)
     try:

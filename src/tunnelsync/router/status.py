@@ -113,7 +113,7 @@ class RouterCollector(Collector):
         yield GaugeMetricFamily("tunnelsync_connectors", "Connectors connected now.", linked)
         running = len(board.transfers.running)
         yield GaugeMetricFamily("tunnelsync_transfers_running", "Transfers under way.", running)
-        held = self._router.buffers.held_bytes
+        held = self._router.buffers.held_bytes + self._router.answers.held_bytes
         yield GaugeMetricFamily("tunnelsync_buffers_bytes", "Buffered answers, in bytes.", held)
         total = tally.relayed_bytes + sum(t.written for t in board.transfers.running.values())
         yield CounterMetricFamily("tunnelsync_bytes", "Bytes sent to clients.", total)
