@@ -13,7 +13,6 @@ from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.settings import RouterSettings
 
-
 ABOUT = ListDatasets, StatDataset, GetDatasetOffload
 """Commands whose answers hold no dataset."""
 
