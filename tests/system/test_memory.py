@@ -202,7 +202,7 @@ async def test_what_is_said_of_datasets_waits_for_none_and_has_a_budget_of_its_o
     name = "tunnelsync_buffers_bytes"
     listing = {"status": "success", "entries": [], "next": None}
     async with played(url, next(MACS)) as hog, played(url, next(MACS)) as other:
-        wanting(url, hog.mac, "sync")
+        client = wanting(url, hog.mac, "sync")
         request_id = await hog.command("get_dataset")
         slow = await hog.held_post(f"result?request_id={request_id}", 2 * MIB)
         await slow.send(b" " * (2 * MIB - 10))
@@ -219,6 +219,7 @@ async def test_what_is_said_of_datasets_waits_for_none_and_has_a_budget_of_its_o
         assert (over.status, over.code) == (503, "router_busy")
         assert_busy_here(await folder)
         slow.close()
+        client.cancel()
         await metric_is(url, name, 0)
 
 
