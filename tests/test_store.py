@@ -33,6 +33,7 @@ from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.objects import object_key, origin
 from tunnelsync.settings import MIB, Secret, StoreSettings
 from tunnelsync.store import Store
+from tunnelsync.window import MOST_LEFT, Multipart, Operations
 
 pytestmark = pytest.mark.store
 
@@ -848,6 +849,26 @@ async def test_impossible_settings_are_told_at_once(
 ) -> None:
     with pytest.raises(BadSetting):
         Store(replace(StoreSettings(endpoint="http://127.0.0.1:9"), **over), executor)
+
+
+async def test_what_is_to_be_removed_later_has_a_bound_and_the_oldest_is_told(
+    settings: StoreSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    async def ask(operation: str, **what: Any) -> None:
+        asked.append(what["Key"])
+
+    async def none(*_: Any, **__: Any) -> str:
+        raise AssertionError
+
+    multipart = Multipart(settings, Operations(none, ask, none, none, none))
+    for number in range(MOST_LEFT + 2):
+        multipart.remove_later(f"key {number}")
+    told = [one.getMessage() for one in caplog.records]
+    assert told == [f"an upload of key {n} stays in the store, for `store gc`" for n in range(2)]
+    await multipart.close()
+    assert asked == [f"key {number}" for number in range(2, MOST_LEFT + 2)]
 
 
 # --- datasets that were just written ------------------------------------------------------------

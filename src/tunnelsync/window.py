@@ -29,6 +29,7 @@ from tunnelsync.protocol import printable
 from tunnelsync.settings import MIB, StoreSettings
 
 READ_BYTES = MIB  # from the disk: one hop to the executor each
+MOST_LEFT = 2000  # to be removed later: two datasets' segments; of more the oldest stay
 WRITE_BYTES = 256 * 1024  # to the socket: what a slow line must take within the patience
 
 Request = Callable[..., Coroutine[Any, Any, Any]]
@@ -279,12 +280,18 @@ class Multipart:
         if isinstance(answer, BaseException) or (end and not isinstance(end[0], BaseException)):
             return  # never begun, or whole
         upload = {**data, "UploadId": answer["UploadId"]}
-        self._left[answer["UploadId"]] = "abort_multipart_upload", upload
+        self._leave(answer["UploadId"], "abort_multipart_upload", upload)
         await self.abort_left()
 
     def remove_later(self, key: str) -> None:
         """Have an object removed the next time, if it is there then."""
-        self._left[key] = "delete_object", {"Bucket": self._settings.bucket, "Key": key}
+        self._leave(key, "delete_object", {"Bucket": self._settings.bucket, "Key": key})
+
+    def _leave(self, number: str, operation: str, what: dict[str, Any]) -> None:
+        self._left[number] = operation, what
+        if len(self._left) > MOST_LEFT:
+            _, oldest = self._left.pop(next(iter(self._left)))
+            log.warning("an upload of %s stays in the store, for `store gc`", oldest["Key"])
 
     async def abort_left(self) -> None:
         """End what must not stay; what a silent store keeps is tried again next time."""

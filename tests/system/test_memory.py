@@ -200,7 +200,7 @@ async def test_what_is_said_of_datasets_waits_for_none_and_has_a_budget_of_its_o
 ) -> None:
     url = system.router(buffers_bytes=2 * MIB, answers_bytes=64 * KIB).url
     name = "tunnelsync_buffers_bytes"
-    listing = {"status": "success", "entries": [], "next": None}
+    listing: dict[str, Any] = {"status": "success", "entries": [], "next": None}
     async with played(url, next(MACS)) as hog, played(url, next(MACS)) as other:
         client = wanting(url, hog.mac, "sync")
         request_id = await hog.command("get_dataset")
