@@ -848,6 +848,25 @@ async def test_l8_a_command_waits_for_the_socket_and_comes_once(connector: Playe
     await still_works(connector)  # the next command is another one
 
 
+async def test_l8_a_command_that_cannot_be_sent_fails_alone_when_the_connector_returns(
+    system: System,
+) -> None:
+    router = system.router(message_bytes=1000)
+    async with played(router.url, next(MACS)) as connector:
+        await connector.lose()
+        await until(connector, "returning", 0)
+        long = wanting(connector.url, connector.mac, dataset="d" * 900)
+        await until(connector, "returning", 1)
+        client = wanting(connector.url, connector.mac, "sync")
+        await until(connector, "returning", 2)
+        await connector.connect()
+        assert ((answer := await long).status, answer.code) == (413, "too_large")
+        request_id = await connector.command("get_dataset")
+        await connector.result(request_id, {"data": "x"})
+        assert (await client).json() == {"data": "x"}
+        await still_works(connector)
+
+
 async def test_l8_what_was_not_acknowledged_comes_again_and_nothing_else(
     connector: PlayedConnector,
 ) -> None:

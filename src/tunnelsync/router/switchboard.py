@@ -129,13 +129,16 @@ class Switchboard:
     def _welcome_back(self, session: Session, link: Link, token: str | None) -> Session:
         if session.grace is not None:
             session.grace.cancel()
-            session.grace = None
         if session.link is not None:
             session.link.close(protocol.CLOSE_REPLACED, "the same connector connected again")
         self._welcome(session, link, token)
         _forget_answered(session)
-        for command in session.unacked.values():
-            link.send(command)
+        for request_id, command in list(session.unacked.items()):
+            try:
+                link.send(command)
+            except TunnelSyncError as error:  # too long, which nobody saw before there was a link
+                del session.unacked[request_id]
+                session.transfers.pop(request_id).deadline.fail(error)
         return session
 
     def _welcome(self, session: Session, link: Link, token: str | None) -> None:
