@@ -189,12 +189,12 @@ def row(number: int, end: str, *, hours: int = 0) -> Mapping[str, Any]:
     [
         (1000, 1000, 2.0),
         (500.5, 1000, 2.0),
-        (1000, 999.25, 0.5),  # a time that a user gave says nothing of how fine they are
-        (500, 999.75, 0.25),
+        (1000, 999.25, 0.25),  # a time that a user gave says nothing of how fine they are
+        (500, 999.75, 0.0),
         (500, 998, 0.0),
         (1001, 998, 3.0),
         (0, 0, -998.0),
-        (0, 1000.25, 0.75),
+        (0, 1000.25, 0.5),
     ],
 )
 def test_a_file_of_whole_seconds_hides_an_edit_longest(

@@ -23,7 +23,7 @@ FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"})
 VERSION = "(?:[0-9a-f]{2}-){5}[0-9a-f]{2}/[0-9a-f]{64}"
 SET = re.compile("[0-9a-f]{16}")
 SECOND_NS = 10**9
-FINE = 4  # so many times sooner a file tells an edit whose times are finer than a second
+FINE = 8  # so many times sooner a file tells an edit whose times are finer than a second
 OURS = re.compile(f"({VERSION})(?:/data|/blocks)|({VERSION}/segments/{SET.pattern})/{SET.pattern}")
 KEYS_HINT = (
     "Check TUNNELSYNC_STORE_ACCESS_KEY and TUNNELSYNC_STORE_SECRET_KEY (or the AWS credentials) "

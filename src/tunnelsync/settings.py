@@ -84,7 +84,7 @@ class StoreSettings:
         300.0, "a connector's search, at its start, for uploads that it left open before"
     )
     attempts: int = _setting(3, "rides out one restart of a store's node")
-    settle_seconds: float = _setting(2.0, "an edit may hide so long; of fine times, in a quarter")
+    settle_seconds: float = _setting(2.0, "an edit may hide so long; of fine times, in an eighth")
 
     @property
     def public(self) -> str:
