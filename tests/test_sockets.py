@@ -10,7 +10,7 @@ from aiohttp import web
 from harness import LISTENING
 from tunnelsync import sockets
 from tunnelsync.dial import http_session
-from tunnelsync.router.app import listening
+from tunnelsync.router.listening import listening
 from tunnelsync.settings import RouterSettings
 
 SYSTEM = Path("/proc/sys/net/ipv4")

@@ -76,8 +76,10 @@ def token_hash(token: str) -> str:
 
 def new_token(role: Role, mac: Mac | None = None) -> tuple[str, Grant]:
     """Make a token and its grant. A connector's needs a MAC, a client's takes none."""
-    if (role is Role.CONNECTOR) != (mac is not None):
-        raise BadSetting("a connector's token needs --mac, and a client's takes none")
+    if role is Role.CONNECTOR and mac is None:
+        raise BadSetting("a connector's token is for one MAC", hint="Give it with --mac.")
+    if role is not Role.CONNECTOR and mac is not None:
+        raise BadSetting("a client's token is for all connectors", hint="Leave --mac out.")
     token = f"ts-{role.value}-{secrets.token_urlsafe(32)}"
     return token, Grant(secrets.token_hex(4), role.value, token_hash(token), mac)
 
@@ -93,7 +95,8 @@ def parse_tokens(data: bytes) -> Mapping[str, Grant]:
             if grant.mac is not None and mac_address(grant.mac) != grant.mac:
                 raise BadSetting(f"tokens file: the MAC of {grant.id} is not in its usual form")
     except (BadRequest, BadMac, ValueError) as exc:
-        raise BadSetting(f"tokens file: {exc}") from None
+        hint = "Restore it, or make another one with `tunnelsync token create`."
+        raise BadSetting(f"tokens file: {exc}", hint=hint) from None
     return {grant.sha256: grant for grant in grants}
 
 

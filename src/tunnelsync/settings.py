@@ -287,7 +287,8 @@ def _check_toml(toml: Mapping[str, Any]) -> None:
         if table not in known:
             raise BadSetting(f"unknown table or key [{table}] in the settings file")
         if not isinstance(keys, Mapping):
-            raise BadSetting(f"[{table}] in the settings file is not a table")
+            what = f"{table!r} in the settings file is no table: settings stand under [client], ..."
+            raise BadSetting(what)
         for key in keys:
             if key not in known[table]:
                 what = f"unknown setting {key!r} in [{table}] of the settings file"

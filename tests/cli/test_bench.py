@@ -102,7 +102,7 @@ def test_json_has_figures_with_their_units(shared: System, here: Path) -> None:
         assert 0 < row["median_seconds"] <= row["p95_seconds"] <= row["p99_seconds"]
     assert [(row["dataset"], row["bytes"]) for row in told["by_size"]] == [("a.csv", 1000)]
     assert told["notes"] == [
-        "Mode buffer left out c.bin (21 MB): more than 2 MB; raise --max-bytes."
+        "Mode buffer left out c.bin (21 MB): a run may bring 2 MB; --max-bytes 336 MB allows more."
     ]
     assert_right(told)
 

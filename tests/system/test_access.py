@@ -518,7 +518,7 @@ def test_a5_from_the_environment_too(system: System, keys: Keys) -> None:
         done = system.cli("connectors", env={"TUNNELSYNC_TOKEN": token})
         assert (done.code, "Traceback" in done.err) == (2, False)
     connector = system.connector(connected=False, token="ñandú")
-    connector.wait_for_line("refuses this connector: it answered 401")
+    connector.wait_for_line("refuses this connector: the token is not known to this router")
 
 
 # --- A6: secrets ------------------------------------------------------------------------------

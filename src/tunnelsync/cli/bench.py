@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import options, output, running
+from tunnelsync.cli import options, output, running, terminal
 from tunnelsync.cli.bench_figures import Figures, members
 from tunnelsync.cli.bench_plan import parse_bytes
 from tunnelsync.cli.bench_report import lines
@@ -119,7 +119,7 @@ def bench(
 
 
 def _report(figures: Figures) -> None:
-    width, ascii_only = output.width(), not output.can_draw()
+    width, ascii_only = terminal.width(), not terminal.can_draw()
     for text in lines(figures, width, ascii_only=ascii_only):
         output.line(text)
 
@@ -141,7 +141,6 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda text: None
         return
-    from rich.console import Console
 
-    with Console(stderr=True).status("connecting", spinner="line") as status:
+    with terminal.console().status("connecting", spinner="line") as status:
         yield status.update

@@ -115,8 +115,9 @@ class Bench:
         wanted = _pieces(mode, datasets, self._most_bytes)
         if left_out := [one for one in datasets if all(one != each.dataset for each in wanted)]:
             names = ", ".join(shown(one) for one in left_out)
-            most = f"more than {size(self._most_bytes)}; raise --max-bytes"
-            self._note(f"Mode {mode.value} left out {names}: {most}.")
+            enough = size(PIECE_PART * min(one.size_bytes for one in left_out))
+            why = f"a run may bring {size(self._most_bytes)}; --max-bytes {enough} allows more"
+            self._note(f"Mode {mode.value} left out {names}: {why}.")
         if not wanted:
             return
         await self._by_size(mode, wanted, until, bytes_until)
@@ -163,7 +164,7 @@ class Bench:
         counts, blocks = side_by_side(dataset.size_bytes, min(speed, 1e15), seconds, left_bytes)
         if not counts:
             if dataset.size_bytes < 2 * BLOCK_BYTES:
-                why = f"{size(2 * BLOCK_BYTES)} are needed, and no dataset is that large"
+                why = f"{size(2 * BLOCK_BYTES)} are needed, and what was measured is smaller"
             else:
                 why = "there was no time or not enough bytes; raise --time or --max-bytes"
             self._note(f"Mode {mode.value} was not measured by several streams: {why}.")

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import options, output, running
+from tunnelsync.cli import options, output, running, terminal
 from tunnelsync.client import ConnectorEntry, TunnelSync
 from tunnelsync.settings import ClientSettings
 
@@ -25,7 +25,7 @@ def connectors(as_json: bool, **flags: Any) -> None:
         output.success(connectors=found)
         return
     heads = ("mac", "connected s", "version", "state", "transfers")
-    output.table(heads, (_cells(entry) for entry in found))
+    terminal.table(heads, (_cells(entry) for entry in found))
 
 
 def _cells(entry: ConnectorEntry) -> tuple[str, ...]:

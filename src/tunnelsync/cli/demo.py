@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import demo_report, demo_store, options, output
+from tunnelsync.cli import demo_report, demo_store, options, output, terminal
 from tunnelsync.cli.demo_data import LARGE, MEDIUM, TABLE, Site, make_site, sha256
 from tunnelsync.cli.demo_parts import Child, Children, new_folder, temporary_folder
 from tunnelsync.cli.demo_report import Row
@@ -234,7 +234,6 @@ def _progress() -> Iterator[Tell]:
     if not sys.stderr.isatty():
         yield lambda text: None
         return
-    from rich.console import Console
 
-    with Console(stderr=True).status("", spinner="line") as status:
+    with terminal.console().status("", spinner="line") as status:
         yield lambda text: status.update(output.escaped(text))

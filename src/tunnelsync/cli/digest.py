@@ -15,7 +15,7 @@ from tunnelsync.protocol import printable
 @click.argument("file")
 @options.json_flag
 def digest(file: str, as_json: bool) -> None:
-    """Print the root of FILE: BLAKE3 over the digests of its 4 MiB blocks."""
+    """Print the root of FILE (- is standard input): BLAKE3 over digests of 4 MiB blocks."""
     root, size = root_of(file)
     if as_json:
         output.success(root=root, file=printable(file)[1:-1], size=size)
@@ -25,9 +25,9 @@ def digest(file: str, as_json: bool) -> None:
 
 def root_of(file: str) -> tuple[str, int]:
     """Read a file, or a pipe, and return its root and its size in bytes."""
-    hint = "Give the path of a regular file that you may read."
+    hint = "Give the path of a file that you may read, or - for standard input."
     try:
-        with open(file, "rb") as opened:
+        with open(0 if file == "-" else file, "rb", closefd=file != "-") as opened:
             blocks = _Blocks(opened)
             return frames.root(blocks.digests()), blocks.size
     except FileNotFoundError:

@@ -8,16 +8,17 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import options, output, running
+from tunnelsync.cli import options, output, running, terminal
 from tunnelsync.client import Fetched, Record, Resume, TunnelSync
 from tunnelsync.client.holdings import Progress
 from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX
 from tunnelsync.client.target import beside, resolve
-from tunnelsync.errors import TunnelSyncError, Usage, WriteFailed
+from tunnelsync.errors import TargetExists, TunnelSyncError, Usage, WriteFailed
 from tunnelsync.protocol import Mode, Receipt, printable
 from tunnelsync.settings import ClientSettings
 
 STDOUT = 1
+RECEIPT_BEGINS = b'{"format":'
 LEAST_RATE = 0.005
 """In MB/s: what is slower would be shown as 0."""
 
@@ -128,7 +129,9 @@ def _run(
         raise click.UsageError("--no-resume and --restart exclude each other")
     resume = Resume.NO if no_resume else Resume.RESTART if restart else Resume.YES
     settings = options.with_token(options.load(ClientSettings, flags), flags)
-    show = not quiet and not as_json and sys.stderr.isatty()
+    # A bar would wipe out lines of data that a terminal shows.
+    mixed = path == "-" and sys.stdout is not None and sys.stdout.isatty()
+    show = not quiet and not as_json and not mixed and sys.stderr.isatty()
     record = Record(None if quiet or as_json else output.say)
 
     async def work() -> Fetched:
@@ -151,13 +154,13 @@ def _run(
                 )
 
     if receipt_path is not None:
-        _check_receipt(receipt_path, path, dataset)
+        _check_receipt(receipt_path, path, dataset, force=force)
     with _receipt(receipt_path, record):
         fetched = running.run(work())
+        if not as_json and not quiet:
+            output.say(_summary(fetched))
     if as_json:
         output.success(**_members(fetched))
-    elif not quiet:
-        output.say(_summary(fetched))
 
 
 @contextmanager
@@ -174,13 +177,18 @@ def _receipt(path: str | None, record: Record) -> Iterator[None]:
                 output.save(path, record.receipt(error))
         raise
     if path is not None:
-        output.save(path, record.receipt())
+        try:
+            output.save(path, record.receipt())
+        except WriteFailed as error:
+            what = f"the dataset is here, whole and verified; {error.message}"
+            raise WriteFailed(what, hint="Check free space where --receipt points.") from None
 
 
-def _check_receipt(receipt: str, path: str | None, dataset: str) -> None:
-    """Raise `Usage` for a receipt that has no place, or would take that of the dataset."""
+def _check_receipt(receipt: str, path: str | None, dataset: str, *, force: bool) -> None:
+    """Raise `Usage` for a receipt that has no place, or would take that of the dataset, and
+    `TargetExists` for one that would take that of anything but a receipt."""
     folder, name = os.path.split(os.path.join(os.curdir, receipt))
-    if not name or not os.path.isdir(folder) or os.path.isdir(receipt):
+    if name in ("", "-") or not os.path.isdir(folder) or os.path.isdir(receipt):
         what = f"the receipt cannot be written as {printable(receipt)}"
         raise Usage(what, hint="Give the name of a file, in a folder that is there.")
     target = None
@@ -190,18 +198,33 @@ def _check_receipt(receipt: str, path: str | None, dataset: str) -> None:
     if (os.path.realpath(folder), name) in [(os.path.realpath(t.parent), t.name) for t in taken]:
         what = f"{printable(receipt)} cannot be both the dataset and its receipt"
         raise Usage(what, hint="Give --receipt another name.")
+    if not (force or output.is_special(receipt) or _is_receipt(receipt)):
+        what = f"{printable(receipt)} is there already, and is no receipt"
+        raise TargetExists(what, hint="Give --receipt another name, or --force to replace it.")
+
+
+def _is_receipt(path: str) -> bool:
+    """Tell whether a receipt, or nothing, is there."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(RECEIPT_BEGINS)) in (b"", RECEIPT_BEGINS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _summary(fetched: Fetched) -> str:
     name = fetched.path.name if fetched.path else fetched.dataset
     first, megabytes = fetched.first_byte_seconds, fetched.megabytes_per_second
+    size = f"{fetched.bytes:,} byte{'s' * (fetched.bytes != 1)}"
     return ", ".join(
         [
-            f"{output.shown_name(name)}: {fetched.bytes:,} bytes in {fetched.seconds:.2f} s",
+            f"{output.shown_name(name)}: {size} in {fetched.seconds:.2f} s",
             *([f"{output.rate(megabytes * 1e6)} MB/s"] if megabytes >= LEAST_RATE else []),
             *([f"{fetched.resumed_bytes:,} from before"] if fetched.resumed_bytes else []),
             *([f"{fetched.repaired_blocks} repaired"] if fetched.repaired_blocks else []),
-            *([f"{fetched.retries} retries"] if fetched.retries else []),
+            *([f"retried {fetched.retries} times"] if fetched.retries else []),
             *([f"first byte {first * 1000:.0f} ms"] if first is not None else []),
             fetched.mode_used,
             f"verified {fetched.root}",
@@ -227,7 +250,6 @@ def _silence() -> Iterator[Shown]:
 @contextmanager
 def _progress(dataset: str) -> Iterator[Shown]:
     """Draw a bar on stderr, with rate and time left."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -244,7 +266,7 @@ def _progress(dataset: str) -> Iterator[Shown]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=terminal.console(), transient=True) as bar:
         name = output.shown_name(dataset.rpartition("/")[2])
         task = bar.add_task(name, total=None)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import options, output, running
+from tunnelsync.cli import options, output, running, terminal
 from tunnelsync.client import TunnelSync
 from tunnelsync.identity import mac_address
 from tunnelsync.protocol import ListEntry
@@ -34,7 +34,7 @@ def ls(mac: str, folder: str, as_json: bool, **flags: Any) -> None:
     if as_json:
         output.success(mac=mac_address(mac), folder=folder, entries=entries, unlisted=unlisted)
         return
-    output.table(("name", "size", "modified"), (_cells(entry) for entry in entries))
+    terminal.table(("name", "size", "modified"), (_cells(entry) for entry in entries))
     if unlisted:
         output.say(f"{unlisted} names in it cannot be datasets, and are not listed")
 

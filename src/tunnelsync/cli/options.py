@@ -130,15 +130,16 @@ def with_token(loaded: Bearer, flags: Mapping[str, Any]) -> Bearer:
 
 
 def _read_token(path: str) -> Secret:
+    what, hint = f"the token file {printable(path)}", "Give --token-file a file with one token."
     try:
         with open(path, encoding="utf-8") as file:
             token = file.read(65536).strip()
     except OSError as exc:
-        raise BadSetting(f"cannot read the token file {printable(path)}: {exc.strerror}") from None
+        raise BadSetting(f"cannot read {what}: {exc.strerror}", hint=hint) from None
     except UnicodeDecodeError:
-        raise BadSetting(f"the token file {printable(path)} is not text") from None
+        raise BadSetting(f"{what} is not text", hint=hint) from None
     if not token:
-        raise BadSetting(f"the token file {printable(path)} is empty")
+        raise BadSetting(f"{what} is empty", hint=hint)
     return Secret(token)
 
 
@@ -147,6 +148,7 @@ def _toml(path: str) -> Mapping[str, Any]:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as exc:
-        raise BadSetting(f"cannot read the settings {printable(path)}: {exc.strerror}") from None
+        what = f"cannot read the settings {printable(path)}: {exc.strerror}"
+        raise BadSetting(what, hint="Give --config the path of a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise BadSetting(f"the settings {printable(path)} are not TOML: {exc}") from None

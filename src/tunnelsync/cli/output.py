@@ -4,14 +4,14 @@ What comes from elsewhere (names, messages) is escaped, so that it moves no curs
 line. With ``--json`` stdout carries exactly one JSON object, also for an error.
 """
 
+import errno
 import logging
 import os
 import secrets
-import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,9 @@ import click
 from tunnelsync import wire
 from tunnelsync.errors import Cancelled, Internal, TunnelSyncError, Usage, WriteFailed
 from tunnelsync.protocol import error_answer, printable
+
+UNWRITABLE = frozenset({errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF})
+"""What click's own printing, of help and version, may raise; ours is caught where it is."""
 
 _as_json = False
 _debug = False
@@ -78,6 +81,16 @@ def line(text: str) -> None:
     _write(sys.stdout, escaped(text) + "\n")
 
 
+def at_once(text: str) -> None:
+    """Print one line of the result now; raise `WriteFailed` if it cannot be."""
+    line(text)
+    try:
+        sys.stdout.flush()
+    except OSError as exc:
+        _silence()
+        raise _unwritable(exc) from None
+
+
 def row(cells: Iterable[str]) -> None:
     """Print one line of the result, its cells separated by tabs."""
     _write(sys.stdout, "\t".join(map(escaped, cells)) + "\n")
@@ -89,42 +102,6 @@ def pairs(values: Mapping[str, object]) -> None:
     width = max(map(len, known), default=0) + 2
     for name, value in known.items():
         line(f"{name + ':':<{width}}{value}")
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, tab-separated lines in a pipe.
-
-    The first and last columns are texts, those between are numbers.
-    """
-    if not sys.stdout.isatty():
-        for cells in rows:
-            row(cells)
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        number = 0 < index < len(columns) - 1
-        drawn.add_column(column, justify="right" if number else "left", overflow="fold")
-    for cells in rows:
-        drawn.add_row(*(Text(escaped(cell)) for cell in cells))
-    Console().print(drawn)
-
-
-def width() -> int:
-    """Return the columns of the terminal; 80 where there is none, unless COLUMNS says otherwise."""
-    return shutil.get_terminal_size((80, 24)).columns
-
-
-def can_draw() -> bool:
-    """Tell whether stdout takes block characters."""
-    try:
-        "█▏".encode(getattr(sys.stdout, "encoding", None) or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def json(values: Mapping[str, Any]) -> None:
@@ -144,7 +121,7 @@ def save(path: str, message: object) -> None:
     """
     fresh = os.path.join(os.path.dirname(path), f".tunnelsync-{secrets.token_hex(8)}")
     try:
-        special = _is_special(path)
+        special = is_special(path)
         with open(path if special else fresh, "ab" if special else "xb") as file:
             file.write(wire.dumps(message) + b"\n")
         if not special:
@@ -156,7 +133,7 @@ def save(path: str, message: object) -> None:
         raise WriteFailed(f"cannot write {printable(path)}: {why}") from None
 
 
-def _is_special(path: str) -> bool:
+def is_special(path: str) -> bool:
     """Tell whether a path is of what cannot be replaced: only written to."""
     ways = os.path.realpath(os.path.dirname(path)), os.path.islink(path) and os.readlink(path)
     open_here = any(str(way).startswith("/proc/") for way in ways)
@@ -205,7 +182,7 @@ def usage_error(error: click.ClickException) -> int:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         _write(sys.stderr, error.ctx.get_usage() + "\n")
     hint = f"`{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else "--help"  # type: ignore[attr-defined]
-    say(f"error: {error.format_message()}")
+    say(f"error: {' '.join(error.format_message().split())}")
     say(f"  hint: {hint} shows what is possible.")
     return 2
 
@@ -264,7 +241,7 @@ def _known(error: BaseException) -> TunnelSyncError:
         error = error.exceptions[0]
     if isinstance(error, TunnelSyncError):
         return error
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return _unwritable(error)
     return Internal(f"internal error: {type(error).__name__}: {error}"[:1000])
 

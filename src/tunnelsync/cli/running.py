@@ -26,7 +26,7 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
     """Run to the end. SIGINT, SIGTERM or SIGHUP cancels the work and raises `Interrupted`.
 
     ``terminated_code`` is the exit code after SIGTERM. A SIGHUP that is ignored, as ``nohup`` has
-    it, stays so.
+    it, stays so; and it is never the second one, for a terminal that is closed sends two.
     """
     codes: list[int] = []
 
@@ -35,9 +35,11 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
         task = asyncio.current_task()
         assert task is not None
 
-        def stop(code: int) -> None:
+        def stop(number: signal.Signals, code: int) -> None:
             if codes:
-                os._exit(code or INTERRUPTED)
+                if number != signal.SIGHUP:
+                    os._exit(code or INTERRUPTED)
+                return
             codes.append(code)
             task.cancel()
 
@@ -45,14 +47,15 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signals[signal.SIGHUP] = INTERRUPTED  # the terminal was closed
         for number, code in signals.items():
-            loop.add_signal_handler(number, stop, code)
+            loop.add_signal_handler(number, stop, number, code)
         try:
             return await work
         finally:
             for number, code in signals.items() if codes else ():
                 # asyncio stops listening before the process has ended.
                 loop.remove_signal_handler(number)
-                signal.signal(number, lambda *_, code=code: os._exit(code or INTERRUPTED))
+                late = lambda *_, code=code: os._exit(code or INTERRUPTED)  # noqa: E731
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else late)
 
     try:
         return asyncio.run(guarded())

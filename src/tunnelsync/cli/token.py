@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import options, output
+from tunnelsync.cli import options, output, terminal
 from tunnelsync.errors import BadSetting, NotFound, WriteFailed
 from tunnelsync.identity import Grant, Role, dump_tokens, mac_address, new_token, parse_tokens
 from tunnelsync.protocol import printable
@@ -42,7 +42,12 @@ def create(role: str, mac: str | None, **flags: Any) -> None:
     made, grant = new_token(Role(role), None if mac is None else mac_address(mac))
     with _changing(path) as grants:
         grants[grant.sha256] = grant
-    output.line(made)
+    try:
+        output.at_once(made)
+    except WriteFailed as error:
+        with _changing(path) as grants:  # for nobody has it
+            grants.pop(grant.sha256, None)
+        raise WriteFailed(f"{error.message}; no token was made", hint="") from None
     output.say(
         f"Token {grant.id} is in {output.shown_name(str(path))}; this is the only time it is "
         f"shown. Give it to the {role} in TUNNELSYNC_TOKEN or a file for --token-file, and run "
@@ -60,7 +65,7 @@ def list_(as_json: bool, **flags: Any) -> None:
         rows = [{"id": one.id, "role": one.role, "mac": one.mac} for one in grants]
         output.success(tokens=rows)
         return
-    output.table(("id", "role", "mac"), ((one.id, one.role, one.mac or "-") for one in grants))
+    terminal.table(("id", "role", "mac"), ((one.id, one.role, one.mac or "-") for one in grants))
 
 
 @token.command()

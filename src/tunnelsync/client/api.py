@@ -280,7 +280,7 @@ class TunnelSync:
     async def receipt(self, request_id: str, *, wait_seconds: float = 0.0) -> Receipt:
         """Return a transfer's receipt; waits so long for its end, and then returns it as it is."""
         if not wait_seconds >= 0:
-            raise BadSetting("the seconds to wait must not be negative")
+            raise BadSetting("the seconds to wait must not be negative", hint="Give 0 or more.")
         loop = asyncio.get_running_loop()
         end = loop.time() + wait_seconds
         while True:

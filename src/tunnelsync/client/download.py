@@ -127,8 +127,13 @@ class Download:
 
     async def _check(self) -> None:
         """Look at what an earlier run left, beside what comes, and bring what is wrong of it."""
-        if await self._here.check():
-            await self._work()
+
+        def dropped() -> None:
+            self._fewest = self._here.plan.missing
+            if not self._here.plan.busy:  # who is busy takes what is missing when it is done
+                self._workers.create_task(self._work())
+
+        await self._here.check(dropped)
 
     def _miss_an_end(self, span: Span) -> None:
         """Ask for one block more where only the end has not come; without it nothing ends well."""

@@ -7,7 +7,6 @@ the thread, that which publishes it. What takes longer locks its target soon.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 
 from tunnelsync import frames
@@ -111,11 +110,9 @@ class Holdings:
         self.begun, self._left = True, None
         self._tell()
 
-    async def check(self) -> bool:
-        """Look again at what an earlier run left unsealed, or sealed and another has changed.
-        What is not right of it is missing; True if there is any."""
-        if not self._doubted:
-            return False
+    async def check(self, dropped: Callable[[], None]) -> None:
+        """Look again at what an earlier run left unsealed, or sealed and another has changed; tell
+        of each block that is not right, and so is missing."""
         assert self.version is not None
         size, wrong, many = self.version.size, 0, len(self._doubted)
         for index, digest in self._doubted.items():
@@ -124,10 +121,11 @@ class Holdings:
                 self.take_back(index)
                 self._record.resumed_bytes -= min(BLOCK_BYTES, size - index * BLOCK_BYTES)
                 wrong += 1
+                self._tell()
+                dropped()
         self._doubted = {}
         if wrong:
             self._record.note(f"{wrong} of {many} blocks are not as left, and are fetched again")
-        return wrong > 0
 
     def put(self, claim: Claimed) -> "asyncio.Future[bool]":
         """Prove a block and write it, in the thread; False if it is not what it claims to be. A
@@ -161,13 +159,9 @@ class Holdings:
         """Note a block that is to be fetched again; raise once that was done too often."""
         times, what = self.plan.flaw(index), f"block {index}" if self.plan.count else "the answer"
         if times > self._settings.repairs:
-            raise self.give_up(f"{what} came wrong {times} times: {why}")
+            self.given_up = True
+            raise VerificationFailed(f"{what} came wrong {times} times: {why}")
         self._record.note(f"{what} came wrong and is fetched again: {why}")
-
-    def give_up(self, why: str) -> VerificationFailed:
-        """Return the error that nothing can mend."""
-        self.given_up = True
-        return VerificationFailed(why)
 
     def gone_out(self, index: int) -> bool:
         """Tell whether a block was written where nothing can be taken back."""
@@ -208,18 +202,21 @@ class Holdings:
                 self._second.close()
 
     async def _let_go(self, *, keep: bool) -> None:
-        await self._call(_nothing)  # what was cancelled in the thread ends all the same
-        keep = keep and self._sink.lasting and not self._published and self._worth_keeping
-        with suppress(WriteFailed):
-            if keep:
-                await self._note()
-                if not self._doubted:
-                    await self._call(self._sink.seal)
-            if keep and self.version is not None and self.done_bytes:
-                kept = f"{self.done_bytes:,} verified bytes are kept"
-                self._record.note(f"{kept}: the same command goes on from there")
+        # What was cancelled in the threads ends all the same, and a record comes before the seal.
+        await self._call(_nothing)
         if self._second is not None:
             await self._second.call(_nothing)
+        keep = keep and self._sink.lasting and not self._published and self._worth_keeping
+        try:
+            if keep:
+                await self._note()
+                if self.version is not None and self.done_bytes:
+                    kept = f"{self.done_bytes:,} verified bytes are kept"
+                    self._record.note(f"{kept}: the same command goes on from there")
+                if not self._doubted:
+                    await self._call(self._sink.seal)
+        except WriteFailed as error:
+            self._record.note(f"what came lately is not kept: {error.message}")
         await self._call(partial(self._sink.close, keep=keep))
 
     def _call(self, function: Callable[[], Result]) -> asyncio.Future[Result]:

@@ -154,10 +154,15 @@ class Journal:
         fresh = self._fresh
         flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(fresh, flags, 0o666)
-        _write(self._descriptor, encode(kept))
-        if kept.blocks:
-            os.fsync(self._descriptor)
-        os.replace(fresh, self.path)
+        try:
+            _write(self._descriptor, encode(kept))
+            if kept.blocks:
+                os.fsync(self._descriptor)
+            os.replace(fresh, self.path)
+        except OSError:
+            self.close()
+            fresh.unlink(missing_ok=True)
+            raise
 
     def append(self, blocks: Iterable[tuple[int, bytes]]) -> None:
         """Add blocks whose bytes are written already, and sync it: it outlives a power cut.

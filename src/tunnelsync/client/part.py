@@ -22,6 +22,7 @@ from tunnelsync.errors import TargetBusy
 from tunnelsync.frames import BLOCK_BYTES, digest
 from tunnelsync.protocol import printable
 
+SECOND_NS = 10**9
 SUFFIX = ".tunnelsync.part"
 """Of our own: a plain ``.part`` may be a file, or even a dataset, of the user's."""
 JOURNAL_SUFFIX = ".tunnelsync.journal"
@@ -67,6 +68,8 @@ class PartFile:
         self._emptied = False
         self._others = False  # what is there is another's, until there is an answer
         self._unwritten: Kept | None = None
+        self._sealed: Kept | None = None  # what is on the disk for certain
+        self._named = False
         self._target = target
         self._part = beside(target, SUFFIX)
         self._journal = Journal(beside(target, JOURNAL_SUFFIX), journal_bytes)
@@ -77,8 +80,8 @@ class PartFile:
 
     @property
     def lasting(self) -> bool:
-        """Whether blocks are kept: with a journal."""
-        return self._origin is not None
+        """Whether blocks are kept: with a journal, until they are a file with its name."""
+        return self._origin is not None and not self._named
 
     def untouched(self) -> bool:
         """Tell that there is no part file, of whomever, and a folder to write into."""
@@ -90,6 +93,7 @@ class PartFile:
             self._descriptor = lock(self._part, self._target)
             found = os.fstat(self._descriptor)
             kept = None if self._restart else self._kept(found)
+            self._sealed = kept if kept and kept.sealed_ns is not None else None
             if kept is None:
                 self._others = found.st_size > 0 or os.path.lexists(self._journal.path)
             return kept
@@ -105,6 +109,7 @@ class PartFile:
             found = os.fstat(self._descriptor)
             if not held:
                 self._empty(found)
+                self._sealed = None
             elif found.st_size > version.size:
                 os.ftruncate(self._descriptor, version.size)
             if self._origin is not None:
@@ -157,7 +162,9 @@ class PartFile:
             with explained(self._part):
                 self._flush(os.fdatasync)
             with explained(self._journal.path):
-                self._journal.seal(os.fstat(self._descriptor).st_ctime_ns)
+                ctime_ns = os.fstat(self._descriptor).st_ctime_ns
+                if ctime_ns % SECOND_NS:  # else it may not tell the next change
+                    self._journal.seal(ctime_ns)
 
     def _flush(self, sync: Callable[[int], None]) -> None:
         """Sync the part file. After a failure none is believed: a lost write is told once."""
@@ -181,30 +188,48 @@ class PartFile:
                 os.utime(self._descriptor, ns=(modified_ns, modified_ns))
             if self._sync:
                 self._flush(os.fsync)
+            else:
+                # Where the file is another machine's, this tells what was written in vain.
+                os.close(os.dup(self._descriptor))
             self._rename()
+            self._named = True
             if self._sync:
                 _sync_folder(self._target.parent)
             if self._origin is not None and self._unwritten is None:
                 self._journal.remove()
-        self._close()
+            self._close()
 
     def close(self, *, keep: bool) -> None:
         """Let go of the lock; unless ``keep``, remove the part file and its journal first.
 
-        What another fetch has left stays as it is if nothing was begun. What the disk has lost is
-        not kept: its blocks still look right, in memory.
+        What another fetch has left stays as it is if nothing was begun. What has no journal is not
+        kept.
         """
         if self._descriptor < 0:
             return
-        keep = keep and self._lost is None
-        try:
-            if not keep and not self._others and is_at(self._part, os.fstat(self._descriptor)):
-                self._journal.remove()
-                self._part.unlink(missing_ok=True)
-        except OSError:
-            pass  # a part file left over is harmless: without its journal it is never trusted
-        finally:
+        keep = keep and self._unwritten is None and (self._lost is None or self._forget_lost())
+        with suppress(OSError):  # a part file left over without its journal is never trusted
+            if not keep and not self._others:
+                if self._named:
+                    self._journal.remove()
+                elif is_at(self._part, os.fstat(self._descriptor)):
+                    self._journal.remove()
+                    self._part.unlink(missing_ok=True)
+        with suppress(OSError):
             self._close()
+
+    def _forget_lost(self) -> bool:
+        """Have the journal speak of what an earlier run sealed alone; False if that is nothing.
+
+        The disk has lost something of this run's, nobody knows what: in memory all looks right.
+        """
+        if self._sealed is None:
+            return False
+        try:
+            self._journal.begin(replace(self._sealed, sealed_ns=None))
+        except OSError:
+            return False
+        return True
 
     def _kept(self, found: os.stat_result) -> Kept | None:
         """Return what the journal says, as far as the part file bears it out."""
@@ -261,13 +286,18 @@ class PartFile:
             self._part.unlink()
 
     def _close(self) -> None:
-        self._journal.close()
         descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
+        try:
+            self._journal.close()
+        finally:
+            os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # one that takes files and shows none: it cannot be synced by us
     try:
         os.fsync(descriptor)
     finally:

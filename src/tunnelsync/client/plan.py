@@ -66,6 +66,11 @@ class Plan:
             self.missing += 1
             self._held[index] = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether any stream brings a span."""
+        return bool(self._spans)
+
     def end(self) -> None:
         """Note that a stream came to its end, which is all that an empty dataset is missing."""
         self._ended = True

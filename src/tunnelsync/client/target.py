@@ -164,7 +164,7 @@ class Descriptor(Fleeting):
 
     def write(self, index: int, parts: Sequence[bytes]) -> None:
         """Write a block; `WriteFailed` when the reader has gone."""
-        with explained(Path("the output")):
+        with explained(None):
             write_all(self._descriptor, parts)
 
 
@@ -203,8 +203,8 @@ def refuse_existing(target: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn what the system says into `WriteFailed`, in plain words."""
+def explained(path: Path | None) -> Iterator[None]:
+    """Turn what the system says into `WriteFailed`, in plain words; None is for the output."""
     try:
         yield
     except OSError as exc:
@@ -216,11 +216,14 @@ def explained(path: Path) -> Iterator[None]:
             errno.EPERM: "permission denied",
             errno.EROFS: "the file system is read-only",
             errno.EPIPE: "its reader has closed it",
+            errno.EBADF: "it is closed",
             errno.ELOOP: "its part file is a symbolic link",
             errno.ENXIO: "its part file is no regular file",
             errno.EISDIR: "its part file is a folder",
             errno.ENAMETOOLONG: "the name is too long",
         }
         why = words.get(exc.errno or 0, exc.strerror or "unknown reason")
+        if path is None:
+            raise WriteFailed(f"cannot write the output: {why}", hint="") from None
         shown = printable(str(path)) if path.is_absolute() else str(path)
         raise WriteFailed(f"cannot write {shown}: {why}") from None

@@ -200,7 +200,7 @@ class _Line:
                 return ws
         except aiohttp.WSServerHandshakeError as exc:
             if exc.status in (401, 403):
-                raise _Refused(f"it answered {exc.status}; {NO_TOKEN}") from None
+                raise _Refused(f"{_told(exc)}; {NO_TOKEN}") from None
             raise _Lost(f"it answered {exc.status}") from None
         except CONNECTION_ERRORS as exc:
             raise _Lost(reason(exc)) from None
@@ -266,6 +266,15 @@ class _Line:
                 self._worker.take(message)
             except ConnectorBusy as exc:
                 await self._outbox.put(Fault(exc.code, exc.message, message.request_id))
+
+
+def _told(refused: aiohttp.WSServerHandshakeError) -> str:
+    """Return what the router says of a refusal, in a header, or its status."""
+    with suppress(BadRequest, TypeError, KeyError):
+        text = refused.headers[protocol.H_ERROR]  # type: ignore[index]
+        if problem := protocol.problem_in({"error": wire.loads(text)}):
+            return protocol.printable(problem.message[:200])[1:-1]
+    return f"it answered {refused.status}"
 
 
 def _check_id(request_id: str) -> None:

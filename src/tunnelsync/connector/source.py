@@ -235,7 +235,8 @@ class Root:
             self._fd = os.open(path, READ_FLAGS | os.O_DIRECTORY)
         except (OSError, ValueError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else str(exc)
-            raise BadSetting(f"root {printable(os.fspath(path))} cannot be read: {why}") from exc
+            what = f"root {printable(os.fspath(path))} cannot be read: {why}"
+            raise BadSetting(what, hint="Give --root a folder that you may read.") from exc
         self._executor = executor
         self._opener = opener or executor
         self._list_entries = list_entries

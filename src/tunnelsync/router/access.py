@@ -127,7 +127,9 @@ class Access:
             return parse_tokens(self._path.read_bytes())
         except OSError as exc:
             path = printable(str(self._path))
-            raise BadSetting(f"cannot read the tokens file {path}: {exc.strerror}") from None
+            what = f"cannot read the tokens file {path}: {exc.strerror}"
+            hint = "`tunnelsync token create` makes one, and --tokens names it."
+            raise BadSetting(what, hint=hint) from None
 
 
 ACCESS: web.AppKey[Access] = web.AppKey("access", Access)

@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import os
 import signal
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 from aiohttp import web
@@ -15,10 +12,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.log import server_logger as server_log
 
 from tunnelsync import protocol
-from tunnelsync.address import is_loopback
 from tunnelsync.errors import (
     BadRequest,
-    BadSetting,
     Cancelled,
     Draining,
     Internal,
@@ -43,17 +38,17 @@ from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import error_answer
 from tunnelsync.router.context import ROUTER, Budget, Router
 from tunnelsync.router.heartbeat import Heartbeat
+from tunnelsync.router.listening import listening
 from tunnelsync.router.relay import STARTED
 from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings, StoreSettings
-from tunnelsync.sockets import unpace
 
 log = logging.getLogger("tunnelsync.router")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-SIGNALS = signal.SIGINT, signal.SIGTERM
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 LINE_BYTES = 16 * 1024
 """A request line with a name of 4096 bytes, each of them escaped, and a query."""
 DATASETS = "/datasets/{rest:(?!request-|result$|batch$|stream/)(?s:.*)}"
@@ -62,11 +57,6 @@ LAST_WORDS_SECONDS = 1.0
 """What a client gets to hear why its transfer does not end, when the router stops."""
 LINGER_SECONDS = 2.0
 """After an early refusal, so long the rest of a request's body is read and thrown away."""
-WAITING_CONNECTIONS = 4096
-"""So many wait in the kernel until they are taken: many connectors come back at one moment."""
-ACCEPTED_AT_ONCE = 4
-"""So many are taken before others get their turn. asyncio takes the number of those that wait for
-both: a thousand new connections would stop all that runs for half a second."""
 
 
 def _for_clients(handler: Handler, *, drains: bool = False) -> Handler:
@@ -126,7 +116,9 @@ async def answers(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Return the answer to a request, unless one was begun that cannot be ended cleanly."""
-    refused = partial(error_answer, head=request.method == "HEAD")
+    # A connector gets no body of what its socket is refused with, as nobody does of a HEAD.
+    bodyless = request.method == "HEAD" or "Upgrade" in request.headers
+    refused = partial(error_answer, in_header=bodyless)
     try:
         return await handler(request)
     except (TunnelSyncError, ConnectionError) as error:
@@ -235,47 +227,16 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     """Return what the first and the second signal set."""
     stop, now = asyncio.Event(), asyncio.Event()
 
-    def signalled() -> None:
-        (now if stop.is_set() else stop).set()
+    def signalled(number: signal.Signals) -> None:
+        # A terminal that is closed sends two of its signal, and means one.
+        if not stop.is_set() or number != signal.SIGHUP:
+            (now if stop.is_set() else stop).set()
 
     for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, signalled)
+        # `nohup` has the end of a terminal ignored, and that stays so.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     return stop, now
-
-
-@asynccontextmanager
-async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIterator[None]:
-    """Listen while the block runs."""
-    scheme, tls = "http", None
-    if settings.tls_cert:
-        scheme, tls = "https", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
-        except (OSError, ssl.SSLError) as exc:
-            raise BadSetting(f"cannot use the TLS certificate {settings.tls_cert}: {exc}") from None
-    assert runner.server is not None
-    try:
-        server = await asyncio.get_running_loop().create_server(
-            runner.server, settings.host, settings.port, ssl=tls, backlog=ACCEPTED_AT_ONCE
-        )
-    except (OSError, OverflowError) as exc:
-        where = f"{settings.host}:{settings.port}"
-        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise BadSetting(
-            f"cannot listen on {where}: {why}", hint="Choose another --host or --port."
-        ) from None
-    try:
-        for one in server.sockets:
-            with socket.socket(fileno=os.dup(one.fileno())) as same:
-                same.listen(WAITING_CONNECTIONS)
-                address = same.getsockname()
-                if is_loopback(address[0]):
-                    unpace(same)  # and with it each connection that is accepted
-            host = f"[{address[0]}]" if ":" in address[0] else address[0]
-            log.info("listening on %s://%s:%d", scheme, host, address[1])
-        yield
-    finally:
-        server.close()
 
 
 async def _drained(router: Router, now: asyncio.Event) -> bool:

@@ -76,10 +76,12 @@ def json_answer(value: object, status: int = 200, **headers: str) -> web.Respons
     )
 
 
-def error_answer(error: TunnelSyncError, *, head: bool = False, **extra: object) -> web.Response:
-    """Return the answer that tells of an error; for HEAD it is in a header, in ASCII."""
+def error_answer(
+    error: TunnelSyncError, *, in_header: bool = False, **extra: object
+) -> web.Response:
+    """Return the answer that tells of an error, also in a header, in ASCII, where that is asked."""
     response = json_answer(protocol.error_answer(error) | extra, error.status)
-    if head:
+    if in_header:
         problem = error.to_wire()
         problem = {name: text[:HEADER_CHARACTERS] for name, text in problem.items()}
         response.headers[protocol.H_ERROR] = json.dumps(problem)

@@ -1,0 +1,71 @@
+"""The address that a router listens at: its TLS, its sockets, and how many connections wait."""
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from tunnelsync.address import is_loopback
+from tunnelsync.errors import BadSetting
+from tunnelsync.settings import RouterSettings
+from tunnelsync.sockets import unpace
+
+log = logging.getLogger("tunnelsync.router")
+
+WAITING_CONNECTIONS = 4096
+"""So many wait in the kernel until they are taken: many connectors come back at one moment."""
+ACCEPTED_AT_ONCE = 4
+"""So many are taken before others get their turn. asyncio takes the number of those that wait for
+both: a thousand new connections would stop all that runs for half a second."""
+
+
+@asynccontextmanager
+async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIterator[None]:
+    """Listen while the block runs."""
+    tls = _tls(settings)
+    assert runner.server is not None
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            runner.server, settings.host, settings.port, ssl=tls, backlog=ACCEPTED_AT_ONCE
+        )
+    except (OSError, OverflowError) as exc:
+        where = f"{settings.host}:{settings.port}"
+        why = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else str(exc)
+        raise BadSetting(
+            f"cannot listen on {where}: {why}", hint="Choose another --host or --port."
+        ) from None
+    try:
+        for one in server.sockets:
+            with socket.socket(fileno=os.dup(one.fileno())) as same:
+                same.listen(WAITING_CONNECTIONS)
+                address = same.getsockname()
+                if is_loopback(address[0]):
+                    unpace(same)  # and with it each connection that is accepted
+            host = f"[{address[0]}]" if ":" in address[0] else address[0]
+            log.info("listening on http%s://%s:%d", "s" if tls else "", host, address[1])
+        yield
+    finally:
+        server.close()
+
+
+def _tls(settings: RouterSettings) -> ssl.SSLContext | None:
+    """Return how TLS is spoken, or None without a certificate."""
+    if not settings.tls_cert:
+        if settings.tls_key:
+            what = "a key for TLS was given without a certificate, so that nothing would be secret"
+            raise BadSetting(what, hint="Give --tls-cert, too.")
+        return None
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    except OSError as exc:  # ssl.SSLError is one
+        files = " and ".join(filter(None, (settings.tls_cert, settings.tls_key)))
+        why = "they do not fit" if isinstance(exc, ssl.SSLError) else exc.strerror
+        hint = "Give the certificate and its chain with --tls-cert, the key with --tls-key; PEM."
+        raise BadSetting(f"cannot use {files} for TLS: {why}", hint=hint) from None
+    return tls
