@@ -146,7 +146,9 @@ class Process:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, if it has not ended."""
-        self.ended_on_purpose |= number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+        self.ended_on_purpose |= number in (
+            *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL),
+        )
         if self.running:
             self.popen.send_signal(number)
 

@@ -99,9 +99,7 @@ class RouterSettings:
     table: ClassVar[str] = "router"
 
     host: str = _setting("127.0.0.1", "address to listen on; loopback alone without a tokens file")
-    port: int = _setting(
-        8080, "port to listen on, the usual one behind a proxy; 0 picks a free one"
-    )
+    port: int = _setting(8080, "port to listen on, a usual one behind a proxy; 0: any free one")
     tokens: str = _setting("", "tokens file; without it only loopback is served")
     tls_cert: str = _setting("", "path of a PEM chain; empty serves plain http")
     tls_key: str = _setting("", "path of the PEM key that goes with it")
@@ -113,6 +111,7 @@ class RouterSettings:
         500, "what connectors are asked to after a restart: each costs 0.5 ms; 0 asks for nothing"
     )
     transfers: int = _setting(10_000, "requests that wait or flow at once")
+    connector_transfers: int = _setting(3000, "of one connector, so that none takes up all")
     ack_seconds: float = _setting(15.0, "a healthy connector acknowledges in milliseconds")
     answer_seconds: float = _setting(60.0, "silence between two signs of life before the answer")
     idle_seconds: float = _setting(60.0, "no byte from, or to, a peer for so long: broken off")

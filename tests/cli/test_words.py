@@ -161,3 +161,77 @@ def test_a_tokens_file_keeps_its_owner(system: System, tmp_path: Path) -> None:
     assert system.cli("token", "create", "--role", "client", "--tokens", file).code == 0
     found = file.stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65534, 65533, 0o640)
+
+
+def test_a_receipt_takes_the_place_of_another_and_of_no_other_file(
+    ready: System, tmp_path: Path
+) -> None:
+    command, receipt = ("fetch", MAC, "data", "-o"), tmp_path / "r"
+    for number in range(2):
+        done = ready.cli(*command, tmp_path / f"a{number}", "--receipt", receipt)
+        assert done.code == 0, done.err
+    receipt.write_text("precious")
+    done = ready.cli(*command, tmp_path / "b", "--receipt", receipt)
+    assert (done.code, "no receipt" in done.err, "--force" in done.err) == (4, True, True)
+    assert (receipt.read_text(), (tmp_path / "b").exists()) == ("precious", False)
+    done = ready.cli(*command, tmp_path / "b", "--receipt", receipt, "--force")
+    assert done.code == 0
+    assert json.loads(receipt.read_bytes())["outcome"] == "delivered"
+    assert ready.cli(*command, tmp_path / "c", "--receipt", "-").code == 2
+
+
+def test_a_dataset_that_is_here_is_told_though_its_receipt_is_not(
+    ready: System, tmp_path: Path
+) -> None:
+    done = ready.cli("fetch", MAC, "data", "-o", tmp_path / "a", "--receipt", "/dev/full")
+    assert done.code == 7
+    summary, error, hint = done.err.splitlines()
+    assert "verified blake3-4m:" in summary
+    assert error.startswith("error: the dataset is here, whole and verified; cannot write")
+    assert "--receipt" in hint
+    assert (tmp_path / "a").stat().st_size == 1000
+
+
+def into_full(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command whose standard output takes nothing."""
+    with open("/dev/full", "w") as full:
+        return subprocess.run(
+            [*COMMAND, *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=clean_environ(),
+            timeout=60,
+            check=False,
+            text=True,
+        )
+
+
+def test_a_token_that_nobody_saw_is_not_made(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    done = into_full("token", "create", "--role", "client", "--tokens", str(file))
+    assert (done.returncode, "no token was made" in done.stderr) == (7, True)
+    assert json.loads(file.read_bytes())["tokens"] == []
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("fetch", "--help")])
+def test_help_that_nobody_takes_is_no_defect(words: tuple[str, ...]) -> None:
+    done = into_full(*words)
+    assert done.returncode == 7
+    assert done.stderr.startswith("error: cannot write to standard output: No space left")
+    assert done.stderr.count("error: ") == 1
+
+
+@pytest.mark.parametrize("words", [("ls", MAC), ("connectors",)])
+def test_a_table_for_a_stdout_that_is_closed_is_no_defect(
+    ready: System, words: tuple[str, ...]
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *COMMAND, *words, "--router", ready.url],
+        stderr=subprocess.PIPE,
+        env=clean_environ(),
+        timeout=60,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 7
+    assert done.stderr == "error: cannot write to standard output: it is closed\n"

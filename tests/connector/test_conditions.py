@@ -84,7 +84,11 @@ def test_dates_are_compared_in_whole_seconds() -> None:
 @pytest.mark.parametrize("date", ["Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"])
 def test_the_obsolete_forms_of_dates_are_read(date: str) -> None:
     assert selected(if_modified_since=date) == UNMODIFIED
-    assert selected(if_range=date, range="bytes=0-0") == Selection(206, 0, 1)
+    conditions = Conditions(if_range=date, range="bytes=0-0")
+    whole, part = MTIME_NS // 10**9 * 10**9, Selection(206, 0, 1)
+    assert select(conditions, size=100, etag=ETAG, mtime_ns=whole) == part
+    # Another version may have come and gone within the second that a date can tell.
+    assert select(conditions, size=100, etag=ETAG, mtime_ns=whole + 1) == ALL
 
 
 @pytest.mark.parametrize("date", DAMAGED_DATES)
@@ -146,7 +150,7 @@ def test_B5_any_range_of_an_empty_dataset_is_416(value: str) -> None:
     assert selected(size=0, range=value) == BEYOND
 
 
-@pytest.mark.parametrize("value", [f'"{ETAG}"', f' "{ETAG}" ', SAME])
+@pytest.mark.parametrize("value", [f'"{ETAG}"', f' "{ETAG}" '])
 def test_if_range_that_matches_gives_the_part(value: str) -> None:
     assert selected(range="bytes=1-2", if_range=value) == Selection(206, 1, 2)
 

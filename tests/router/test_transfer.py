@@ -26,7 +26,7 @@ def streamed(transfers: Transfers, number: int) -> Transfer:
     request_id = f"{number:032x}"
     command = GetDatasetStream(request_id, f"dataset {number}")
     transfer = Transfer(command, MAC, command.dataset_name, "stream", SETTINGS, transfers.retire)
-    transfers.add(transfer)
+    transfers.add(transfer, 0)
     transfer.on_ack()
     transfer.on_init(Init(request_id, 200, 10, f"10-{number}-{number}", 10))
     transfer.wrote(10)

@@ -355,13 +355,20 @@ def test_a3_a_command_line_with_the_wrong_token_is_told_so(guarded: tuple[System
     assert system.cli("connectors", env=keys.env).code == 0
 
 
-@pytest.mark.parametrize("which", ["client", "other", "unknown"])
-def test_a3_a_connector_with_the_wrong_token_is_refused_once(
-    system: System, keys: Keys, which: str
+@pytest.mark.parametrize(
+    ("which", "why"),
+    [
+        ("client", "a client token cannot do what a connector does"),
+        ("other", f"this token is not bound to {MAC}"),
+        ("unknown", "the token is not known to this router"),
+    ],
+)
+def test_a3_a_connector_with_the_wrong_token_is_refused_once_and_told_why(
+    system: System, keys: Keys, which: str, why: str
 ) -> None:
     token = getattr(keys, which, "ts-connector-unknown")
     connector = system.connector(connected=False, token=token)
-    connector.wait_for_line("refuses this connector.*check its token")
+    connector.wait_for_line(f"refuses this connector: {why}; check its token")
     assert connector.log.count("refuses") == 1
     assert "the next try is in" in connector.log
     assert connector.running

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote
 
+import orjson
 import pytest
 
 import raw_http
@@ -222,6 +223,22 @@ def test_if_range_never_joins_two_versions(system: System, url: str) -> None:
         whole = get(url, "edited", Range="bytes=100-", If_Range=stale)
         assert (whole.status, whole.body) == (200, changed)
         assert "content-range" not in whole.headers
+
+
+def test_a_head_that_is_refused_says_why_in_a_header(url: str) -> None:
+    for headers, code in (
+        ({"If_Match": '"other"'}, "precondition_failed"),
+        ({"If_Unmodified_Since": formatdate(0, usegmt=True)}, "precondition_failed"),
+    ):
+        refused = head(url, "a.bin", **headers)
+        assert (refused.status, refused.body) == (412, b"")
+        assert orjson.loads(refused.headers["tunnelsync-error"])["code"] == code
+
+
+def test_more_headers_than_anybody_sends_are_refused(url: str) -> None:
+    many = {f"X_{number}": "x" for number in range(80)}
+    assert get(url, "a.bin", **many).status == 400
+    assert get(url, "a.bin").status == 200
 
 
 def test_condition_headers_have_a_bound(url: str) -> None:

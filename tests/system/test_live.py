@@ -42,14 +42,19 @@ def test_l1_a_frozen_connector_is_offline_and_its_requests_say_so(system: System
         connector.send(signal.SIGCONT)
 
 
-def test_l3_sigterm_drains_and_the_running_transfer_ends(system: System, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_l3_a_signal_drains_and_the_running_transfer_ends(
+    system: System, tmp_path: Path, number: signal.Signals
+) -> None:
     router = system.router(drain_seconds=30)
     connector = system.connector()
     source = make_file(tmp_path / "datasets" / "data", 64 * MIB)
     with HeldGet(router.url, f"/datasets/{MAC}/data") as get:
         get.read(1 * MIB)
-        router.send(signal.SIGTERM)
+        router.send(number)
         router.wait_for_line("stopping")
+        if number == signal.SIGHUP:
+            router.send(number)  # by the shell, and then by the system
         refused = system.cli("fetch", MAC, "data", "-o", tmp_path / "other")
         assert refused.code == 5
         assert "shutting down" in refused.err

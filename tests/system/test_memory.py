@@ -113,6 +113,19 @@ async def test_transfers_have_a_limit(system: System) -> None:
         assert (await waiting[1]).status == 200
 
 
+async def test_the_transfers_of_one_connector_have_a_limit(system: System) -> None:
+    url = system.router(connector_transfers=2).url
+    async with played(url, next(MACS)) as hog, played(url, next(MACS)) as other:
+        waiting = [wanting(url, hog.mac, "sync") for _ in range(2)]
+        ids = [await hog.command("get_dataset") for _ in waiting]
+        assert_busy(await wanting(url, hog.mac, "sync"))
+        await answered(other)
+        for number, client in zip(ids, waiting, strict=True):
+            await hog.result(number, {"data": "y"})
+            assert (await client).status == 200
+        await answered(hog)
+
+
 async def test_connectors_have_a_limit(system: System) -> None:
     url = system.router(connectors=2, return_grace_seconds=0).url
     async with played(url, next(MACS)) as first, played(url, next(MACS)) as second:

@@ -50,3 +50,49 @@ def test_a_terminal_shows_the_place_in_line_then_the_progress_and_one_line_at_th
     assert out == b""
     assert "3,145,728 bytes" in rest
     assert (tmp_path / "out").stat().st_size == 3 * MIB
+
+
+def test_data_on_a_terminal_is_not_mixed_with_a_bar(system: System, tmp_path: Path) -> None:
+    router = system.router()
+    system.connector()
+    (tmp_path / "datasets" / "d").write_text("no line end")
+    terminal, theirs = pty.openpty()
+    fetch = subprocess.Popen(
+        (*COMMAND, "fetch", "--router", router.url, MAC, "d", "-o", "-"),
+        env=clean_environ({"TERM": "xterm", "COLUMNS": "120"}),
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    text = shown(terminal, "no such text")
+    assert fetch.wait(30) == 0
+    os.close(terminal)
+    assert text.startswith("no line end")
+    assert "\x1b" not in text
+
+
+def test_a_terminal_that_goes_while_the_bar_is_drawn_costs_no_success(
+    system: System, tmp_path: Path
+) -> None:
+    router = system.router()
+    system.connector(places=1, progress_seconds=0.2)
+    sparse_file(tmp_path / "datasets" / "big", GIB)
+    make_file(tmp_path / "datasets" / "small", 3 * MIB)
+    terminal, theirs = pty.openpty()
+    with HeldGet(router.url, f"/datasets/{MAC}/big") as held:
+        held.read(MIB)
+        command = (*COMMAND, "fetch", "--router", router.url, MAC, "small", "-o", tmp_path / "out")
+        fetch = subprocess.Popen(
+            (*command, "--receipt", tmp_path / "receipt"),
+            env=clean_environ({"TERM": "xterm", "COLUMNS": "120"}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        shown(terminal, "place 1")
+        os.close(terminal)
+    assert fetch.wait(30) == 0
+    assert (tmp_path / "out").stat().st_size == 3 * MIB
+    assert b'"outcome":"delivered"' in (tmp_path / "receipt").read_bytes()

@@ -339,3 +339,17 @@ def test_a_handshake_that_is_none_harms_nobody(
                 raw_http.read_all(sock)
     assert system.cli("fetch", MAC, "data", "-o", out).code == 0
     assert "Traceback" not in router.log
+
+
+def test_a_key_without_a_certificate_serves_nobody(system: System, tmp_path: Path) -> None:
+    other = Certificate(tmp_path / "other", "DNS:other.test")
+    given = Certificate(tmp_path / "given", "DNS:router.test")
+    missing = str(tmp_path / "missing.pem")
+    for flags, told in (
+        (("--tls-key", str(given.key)), "without a certificate"),
+        (("--tls-cert", str(given.cert)), "they do not fit"),
+        (("--tls-cert", str(given.cert), "--tls-key", str(other.key)), "they do not fit"),
+        (("--tls-cert", missing), "missing.pem for TLS: No such file"),
+    ):
+        done = cli("router", "--port", "0", *flags, env=system.environ, seconds=20)
+        assert (done.code, told in done.err, "--tls-cert" in done.err) == (2, True, True), done.err

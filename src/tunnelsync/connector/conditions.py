@@ -50,7 +50,7 @@ def select(conditions: Conditions, *, size: int, etag: str, mtime_ns: int) -> Se
             return Selection(304, 0, 0)
     elif (since := _seconds(conditions.if_modified_since)) is not None and modified <= since:
         return Selection(304, 0, 0)
-    if conditions.range is None or not _same(conditions.if_range, etag, modified):
+    if conditions.range is None or not _same(conditions.if_range, etag, mtime_ns):
         return Selection(200, 0, size)
     return _ranged(conditions.range, size)
 
@@ -104,11 +104,16 @@ def _names_weakly(value: str, etag: str) -> bool:
     return value.strip() == "*" or any(text == etag for text, _ in _tags(value))
 
 
-def _same(if_range: str | None, etag: str, modified: int) -> bool:
-    """Tell whether ``If-Range`` (13.1.5) allows a part: one strong tag, or the exact date."""
-    if if_range is None:
+def _same(if_range: str | None, etag: str, mtime_ns: int) -> bool:
+    """Tell whether ``If-Range`` (13.1.5) allows a part: one strong tag, or the exact date.
+
+    A date names no fraction of a second, and is no strong validator (8.8.2.2) of a version that
+    has one: another may have come and gone within the same second.
+    """
+    if if_range is None or _tags(if_range) == ((etag, False),):
         return True
-    return _tags(if_range) == ((etag, False),) or _seconds(if_range) == modified
+    seconds = _seconds(if_range)
+    return seconds is not None and seconds * NANOSECONDS == mtime_ns
 
 
 def _seconds(date: str | None) -> int | None:

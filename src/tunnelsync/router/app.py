@@ -49,6 +49,9 @@ log = logging.getLogger("tunnelsync.router")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+HEADERS = 64
+"""Each may have 8 KiB, and memory is held for them until a head is whole; ours are under 20, and
+proxies add some."""
 LINE_BYTES = 16 * 1024
 """A request line with a name of 4096 bytes, each of them escaped, and a query."""
 DATASETS = "/datasets/{rest:(?!request-|result$|batch$|stream/)(?s:.*)}"
@@ -192,6 +195,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         keepalive_timeout=settings.keepalive_seconds,
         read_bufsize=settings.read_bytes,
         max_line_size=LINE_BYTES,
+        max_headers=HEADERS,
         lingering_time=LINGER_SECONDS,
         shutdown_timeout=LINGER_SECONDS,
         auto_decompress=False,

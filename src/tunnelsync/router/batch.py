@@ -23,6 +23,9 @@ from tunnelsync.router.said import ResultBody
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.transfer import State
 
+IN_A_ROW = 32
+"""So many items of one batch are taken before others get their turn."""
+
 
 async def batch(request: web.Request) -> web.Response:
     """Take each item; the answer names those that are refused, with the status of each."""
@@ -31,7 +34,9 @@ async def batch(request: web.Request) -> web.Response:
     limit, idle = router.settings.batch_bytes, router.settings.idle_seconds
     parts = await read_parts(request, limit_bytes=limit, idle_seconds=idle)
     refused: dict[str, int] = {}
-    for item, body in unpack(b"".join(parts)):
+    for number, (item, body) in enumerate(unpack(b"".join(parts)), 1):
+        if number % IN_A_ROW == 0:
+            await asyncio.sleep(0)
         try:
             transfer = router.switchboard.transfers.claim(item.request_id, mac)
             with results.holding(router, transfer, len(body)):

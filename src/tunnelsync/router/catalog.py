@@ -45,7 +45,7 @@ async def head(request: web.Request) -> web.StreamResponse:
         transfer.describe(size=found.size, etag=found.etag)
         transfer.last_byte()
         if found.status in (412, 416):
-            return refusal(name, found)
+            return refusal(name, found, in_header=True)
         response = web.Response(
             status=found.status, headers=streamed_headers(name, found, Coding.RAW)
         )

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import struct
 from contextlib import suppress
+from itertools import count
 
 from aiohttp import WSMsgType, web
 
@@ -30,6 +31,8 @@ from tunnelsync.sockets import abort
 log = logging.getLogger("tunnelsync.router")
 
 SPARE_MESSAGES = 64
+IN_A_ROW = 16
+"""So many messages of one connector are taken before others get their turn."""
 """Room in the queue for messages that are no commands: the welcome, faults, cancels."""
 TEXT = 0x81
 PING = b"\x89\x00"
@@ -231,7 +234,11 @@ async def _listen(
     socket: web.WebSocketResponse, link: SocketLink, session: Session, switchboard: Switchboard
 ) -> None:
     """Take messages until the socket ends; one that is not understood is answered, and passed."""
-    while (message := await socket.receive()).type not in ENDS:
+    for number in count(1):
+        if number % IN_A_ROW == 0:
+            await asyncio.sleep(0)  # what is here is received without a turn of the others
+        if (message := await socket.receive()).type in ENDS:
+            return
         link.heard()
         if message.type is WSMsgType.PONG:
             continue

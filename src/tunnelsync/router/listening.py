@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 
@@ -43,6 +43,10 @@ async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIte
         for one in server.sockets:
             with socket.socket(fileno=os.dup(one.fileno())) as same:
                 same.listen(WAITING_CONNECTIONS)
+                # Whoever takes nothing for so long is cut off by the system, in any answer.
+                patience_ms = int(2000 * settings.idle_seconds)
+                with suppress(OSError, AttributeError):
+                    same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
                 address = same.getsockname()
                 if is_loopback(address[0]):
                     unpace(same)  # and with it each connection that is accepted

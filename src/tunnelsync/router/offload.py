@@ -55,7 +55,8 @@ async def answer(request: web.Request, transfer: Transfer, body: ResultBody) -> 
 
 
 def _understood(value: dict[str, Any]) -> OffloadAnswer | SegmentsAnswer:
-    """Return what a connector answered: one object, or segments."""
+    """Return what a connector answered: one object, or segments. The origins are the router's."""
+    value.pop("store_origins", None)
     if "segments" in value:
         bounded(value, "segments", SEGMENTS)
         return wire.decode(SegmentsAnswer, value)

@@ -109,14 +109,16 @@ def streamed_headers(
     return headers
 
 
-def refusal(dataset: str, version: protocol.Init | protocol.StatAnswer) -> web.Response:
+def refusal(
+    dataset: str, version: protocol.Init | protocol.StatAnswer, *, in_header: bool = False
+) -> web.Response:
     """Return the answer for a condition that failed, or a range that cannot be."""
     if version.status == 412:
         failed = PreconditionFailed(f"{printable(dataset)} is not the version that was asked for")
-        response = error_answer(failed)
+        response = error_answer(failed, in_header=in_header)
     else:
         beyond = f"the range is not within the {version.size} bytes of {printable(dataset)}"
-        response = error_answer(RangeNotSatisfiable(beyond))
+        response = error_answer(RangeNotSatisfiable(beyond), in_header=in_header)
         response.headers["Content-Range"] = f"bytes */{version.size}"
     response.headers["ETag"] = f'"{version.etag}"'
     return response

@@ -283,7 +283,7 @@ class Switchboard:
                 f"{len(session.unacked)} commands wait for connector {session.mac}",
                 retry_after_seconds=self._settings.retry_after_seconds,
             )
-        self.transfers.add(transfer)
+        self.transfers.add(transfer, len(session.transfers))
         with ending(transfer):
             if session.link is not None:
                 session.link.send(transfer.command)

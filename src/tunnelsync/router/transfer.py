@@ -205,13 +205,15 @@ class Transfer:
 
     def on_complete(self, complete: protocol.Complete) -> None:
         """The connector's closing word, or its error. The same again changes nothing."""
+        check_names(root=complete.root)
+        if complete.error is not None:  # of a length that can be kept
+            complete = replace(complete, error=protocol.Problem.of(complete.error.error()))
         if self.said.complete is not None:
             same(self.said.complete, complete, "complete")
             return
         if self.state is State.ENDED:
             raise TransferGone(f"transfer {self.request_id} has ended")
         if complete.error is None:
-            check_names(root=complete.root)
             self.state = move(self.state, Event.COMPLETE)
             self.said.complete = complete
             self._root = complete.root

@@ -35,8 +35,13 @@ class Transfers:
     past: OrderedDict[str, tuple[float, Transfer]] = field(default_factory=OrderedDict)
     tally: Tally = field(default_factory=Tally)
 
-    def add(self, transfer: Transfer) -> None:
-        """Take in a new transfer, or raise `RouterBusy`."""
+    def add(self, transfer: Transfer, of_connector: int) -> None:
+        """Take in a new transfer, of whose connector so many run; or raise `RouterBusy`."""
+        if of_connector >= self.settings.connector_transfers:
+            raise RouterBusy(
+                f"{of_connector} transfers of connector {transfer.mac} are under way",
+                retry_after_seconds=self.settings.retry_after_seconds,
+            )
         if len(self.running) >= self.settings.transfers:
             raise RouterBusy(
                 f"{len(self.running)} transfers are under way",
