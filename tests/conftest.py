@@ -1,6 +1,7 @@
 """Fixtures for every test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ from harness import System
 
 if TYPE_CHECKING:
     from s3 import S3Server
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Under `nohup` the processes of the tests would ignore it, too; so they do not, nor do we end.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 # A busy machine is no reason to fail; CI tries the same examples each time.
 hypothesis.settings.register_profile(

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from harness import MAC, Completed, System, make_file, sha256, sparse_file, wait_until
+from harness import (
+    COMMAND,
+    MAC,
+    Completed,
+    System,
+    clean_environ,
+    make_file,
+    sha256,
+    sparse_file,
+    wait_until,
+)
 from held import HeldGet
 from played_connector import played
 from tunnelsync.client import TunnelSync
@@ -64,6 +74,25 @@ def test_l3_a_signal_drains_and_the_running_transfer_ends(
     assert bytes(body) == source.read_bytes()
     assert router.wait() == 0
     connector.wait_for_line("it restarts")
+
+
+@pytest.mark.parametrize("role", ["router", "connector"])
+def test_the_end_of_a_terminal_that_is_to_be_ignored_is(system: System, role: str) -> None:
+    """As under ``nohup``."""
+    router = system.router()
+    words = ("router", "--port", "0")
+    if role == "connector":
+        words = ("connector", "--mac", MAC, "--root", str(system.tmp_path), "--router", router.url)
+    command = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh", *COMMAND, *words)
+    with subprocess.Popen(command, env=clean_environ(), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        first = next(
+            line for line in process.stderr if b"listening" in line or b"connected" in line
+        )
+        assert first
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0  # and not -1, 130, or that of two signals
 
 
 def test_l3_a_second_signal_ends_it_at_once(system: System, tmp_path: Path) -> None:
