@@ -80,7 +80,7 @@ def test_l3_a_signal_drains_and_the_running_transfer_ends(
 def test_the_end_of_a_terminal_that_is_to_be_ignored_is(system: System, role: str) -> None:
     """As under ``nohup``."""
     router = system.router()
-    words = ("router", "--port", "0")
+    words: tuple[str, ...] = ("router", "--port", "0")
     if role == "connector":
         words = ("connector", "--mac", MAC, "--root", str(system.tmp_path), "--router", router.url)
     command = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh", *COMMAND, *words)
