@@ -48,8 +48,9 @@ class Proxy:
         """Break what is open, and listen no more."""
         if self._server is not None:
             self._server.close()
-        self.break_all()
+        await asyncio.sleep(0)  # one that was just accepted is in the list then
         while self._writers:
+            self.break_all()  # again, for one may have opened its other end meanwhile
             await asyncio.sleep(0.01)
 
     def break_from_outside(self) -> None:
@@ -76,12 +77,14 @@ class Proxy:
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
+        self._writers.add(writer)
         try:
             there_reader, there_writer = await asyncio.open_connection(
                 "127.0.0.1", self.target_port, limit=READ_BYTES
             )
         except OSError:
             writer.transport.abort()
+            self._writers.discard(writer)
             return
         ends = {writer, there_writer}
         self._writers |= ends

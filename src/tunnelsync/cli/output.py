@@ -242,6 +242,7 @@ def _known(error: BaseException) -> TunnelSyncError:
     if isinstance(error, TunnelSyncError):
         return error
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        _silence()  # what is left in its buffer would fail once more
         return _unwritable(error)
     return Internal(f"internal error: {type(error).__name__}: {error}"[:1000])
 
