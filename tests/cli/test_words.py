@@ -17,6 +17,19 @@ from harness import MAC, System, clean_environ, make_file
 COMMAND = (sys.executable, "-m", "tunnelsync")
 
 
+def told_beside(command: list[str], stdout: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a command with this standard output, and keep what it says on stderr."""
+    return subprocess.run(
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=clean_environ(),
+        timeout=60,
+        check=False,
+        text=True,
+    )
+
+
 @pytest.fixture
 def ready(system: System) -> System:
     """A router and a connector with one dataset."""
@@ -110,15 +123,7 @@ def test_what_stdout_does_not_take_is_told_on_stderr(
         if into == "closed pipe":
             reader, out = os.pipe()
             os.close(reader)
-        done = subprocess.run(
-            command,
-            stdout=out,
-            stderr=subprocess.PIPE,
-            env=clean_environ(),
-            timeout=60,
-            check=False,
-            text=True,
-        )
+        done = told_beside(command, out)
     if into == "closed pipe":
         os.close(out)
     assert done.returncode == code
@@ -195,15 +200,7 @@ def test_a_dataset_that_is_here_is_told_though_its_receipt_is_not(
 def into_full(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command whose standard output takes nothing."""
     with open("/dev/full", "w") as full:
-        return subprocess.run(
-            [*COMMAND, *words],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=clean_environ(),
-            timeout=60,
-            check=False,
-            text=True,
-        )
+        return told_beside([*COMMAND, *words], full)
 
 
 def test_a_token_that_nobody_saw_is_not_made(tmp_path: Path) -> None:
@@ -225,13 +222,7 @@ def test_help_that_nobody_takes_is_no_defect(words: tuple[str, ...]) -> None:
 def test_a_table_for_a_stdout_that_is_closed_is_no_defect(
     ready: System, words: tuple[str, ...]
 ) -> None:
-    done = subprocess.run(
-        ["sh", "-c", '"$@" >&-', "sh", *COMMAND, *words, "--router", ready.url],
-        stderr=subprocess.PIPE,
-        env=clean_environ(),
-        timeout=60,
-        check=False,
-        text=True,
-    )
+    command = ["sh", "-c", '"$@" >&-', "sh", *COMMAND, *words, "--router", ready.url]
+    done = told_beside(command, None)
     assert done.returncode == 7
     assert done.stderr == "error: cannot write to standard output: it is closed\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from changes import edit
 from played_router import MAC, Streaming, client, content, digests_of, played
 from tunnelsync.client.journal import Journal, Kept, Origin, Version, encode
 from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX, PartFile
@@ -53,14 +54,6 @@ def copied(part: Path) -> None:
     part.with_name("copy").replace(part)
 
 
-def written_over(part: Path) -> None:
-    """As `cp` puts a copy back: the file is the same one."""
-    stat = part.stat()
-    with part.open("r+b") as file:
-        file.write(b"x")
-    os.utime(part, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
 def made_anew(part: Path) -> None:
     """As a copy may be put back: ext4 gives the number of a file that was removed again."""
     data = part.read_bytes()
@@ -68,7 +61,7 @@ def made_anew(part: Path) -> None:
     part.write_bytes(data)
 
 
-@pytest.mark.parametrize("change", [copied, written_over, made_anew])
+@pytest.mark.parametrize("change", [copied, edit, made_anew])
 def test_b4_what_a_run_left_is_trusted_unseen_until_anybody_touches_it(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:

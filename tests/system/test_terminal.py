@@ -4,6 +4,8 @@ import os
 import pty
 import select
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness import COMMAND, MAC, System, clean_environ, make_file, sparse_file
@@ -24,24 +26,38 @@ def shown(terminal: int, wanted: str) -> str:
     return text
 
 
-def test_a_terminal_shows_the_place_in_line_then_the_progress_and_one_line_at_the_end(
-    system: System, tmp_path: Path
-) -> None:
+def fetching(theirs: int, *words: str | Path, stdout: int) -> "subprocess.Popen[bytes]":
+    """Start a fetch whose words for people go to a terminal, which is its own then."""
+    process = subprocess.Popen(
+        (*COMMAND, "fetch", *words),
+        env=clean_environ({"TERM": "xterm", "COLUMNS": "120"}),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    return process
+
+
+@contextmanager
+def in_line(system: System, tmp_path: Path) -> Iterator[str]:
+    """Have the connector's only place taken while the block runs, and return the router's URL."""
     router = system.router()
     system.connector(places=1, progress_seconds=0.2)
     sparse_file(tmp_path / "datasets" / "big", GIB)
     make_file(tmp_path / "datasets" / "small", 3 * MIB)
-    terminal, theirs = pty.openpty()
     with HeldGet(router.url, f"/datasets/{MAC}/big") as held:
         held.read(MIB)
-        fetch = subprocess.Popen(
-            (*COMMAND, "fetch", "--router", router.url, MAC, "small", "-o", tmp_path / "out"),
-            env=clean_environ({"TERM": "xterm", "COLUMNS": "120"}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-        )
-        os.close(theirs)
+        yield router.url
+
+
+def test_a_terminal_shows_the_place_in_line_then_the_progress_and_one_line_at_the_end(
+    system: System, tmp_path: Path
+) -> None:
+    terminal, theirs = pty.openpty()
+    with in_line(system, tmp_path) as url:
+        words = ("--router", url, MAC, "small", "-o", tmp_path / "out")
+        fetch = fetching(theirs, *words, stdout=subprocess.PIPE)
         assert "small: in line, place 1" in shown(terminal, "place 1")
     rest = shown(terminal, "verified blake3-4m:")
     out, _ = fetch.communicate(timeout=30)
@@ -57,14 +73,7 @@ def test_data_on_a_terminal_is_not_mixed_with_a_bar(system: System, tmp_path: Pa
     system.connector()
     (tmp_path / "datasets" / "d").write_text("no line end")
     terminal, theirs = pty.openpty()
-    fetch = subprocess.Popen(
-        (*COMMAND, "fetch", "--router", router.url, MAC, "d", "-o", "-"),
-        env=clean_environ({"TERM": "xterm", "COLUMNS": "120"}),
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
+    fetch = fetching(theirs, "--router", router.url, MAC, "d", "-o", "-", stdout=theirs)
     text = shown(terminal, "no such text")
     assert fetch.wait(30) == 0
     os.close(terminal)
@@ -75,22 +84,11 @@ def test_data_on_a_terminal_is_not_mixed_with_a_bar(system: System, tmp_path: Pa
 def test_a_terminal_that_goes_while_the_bar_is_drawn_costs_no_success(
     system: System, tmp_path: Path
 ) -> None:
-    router = system.router()
-    system.connector(places=1, progress_seconds=0.2)
-    sparse_file(tmp_path / "datasets" / "big", GIB)
-    make_file(tmp_path / "datasets" / "small", 3 * MIB)
     terminal, theirs = pty.openpty()
-    with HeldGet(router.url, f"/datasets/{MAC}/big") as held:
-        held.read(MIB)
-        command = (*COMMAND, "fetch", "--router", router.url, MAC, "small", "-o", tmp_path / "out")
-        fetch = subprocess.Popen(
-            (*command, "--receipt", tmp_path / "receipt"),
-            env=clean_environ({"TERM": "xterm", "COLUMNS": "120"}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=theirs,
-        )
-        os.close(theirs)
+    with in_line(system, tmp_path) as url:
+        words = ("--router", url, MAC, "small", "-o", tmp_path / "out")
+        receipt = ("--receipt", tmp_path / "receipt")
+        fetch = fetching(theirs, *words, *receipt, stdout=subprocess.DEVNULL)
         shown(terminal, "place 1")
         os.close(terminal)
     assert fetch.wait(30) == 0

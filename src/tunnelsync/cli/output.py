@@ -84,11 +84,7 @@ def line(text: str) -> None:
 def at_once(text: str) -> None:
     """Print one line of the result now; raise `WriteFailed` if it cannot be."""
     line(text)
-    try:
-        sys.stdout.flush()
-    except OSError as exc:
-        _silence()
-        raise _unwritable(exc) from None
+    _flush_stdout()
 
 
 def row(cells: Iterable[str]) -> None:
@@ -158,8 +154,8 @@ def failure(error: BaseException) -> int:
             _tell(known)
         else:
             json(error_answer(_encodable(known)))
-            sys.stdout.flush()
-    except (OSError, WriteFailed):
+            _flush_stdout()
+    except WriteFailed:
         _silence()
         _tell(known)
     flush()
@@ -197,16 +193,27 @@ def interrupted(code: int) -> int:
 
 def flush() -> int:
     """Flush stderr and stdout; return the exit code for a reader of stdout that has gone, or 0."""
-    for number, stream in ((2, sys.stderr), (1, sys.stdout)):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError as exc:
-            _silence(number)
-            if stream is sys.stdout:
-                _tell(error := _unwritable(exc))
-                return error.exit_code
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _silence(2)
+    try:
+        _flush_stdout()
+    except WriteFailed as error:
+        _tell(error)
+        return error.exit_code
     return 0
+
+
+def _flush_stdout() -> None:
+    """Raise `WriteFailed` if stdout does not take what was printed; nothing more is tried then."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as exc:
+        _silence()
+        raise _unwritable(exc) from None
 
 
 def start_log(level: str) -> None:

@@ -35,27 +35,25 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
         task = asyncio.current_task()
         assert task is not None
 
-        def stop(number: signal.Signals, code: int) -> None:
-            if codes:
-                if number != signal.SIGHUP:
-                    os._exit(code or INTERRUPTED)
-                return
-            codes.append(code)
-            task.cancel()
+        def stop(number: int, _: object = None) -> None:
+            if not codes:
+                codes.append(signals[number])
+                task.cancel()
+            elif number != signal.SIGHUP:
+                os._exit(signals[number] or INTERRUPTED)
 
-        signals = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: terminated_code}
+        signals: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: terminated_code}
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signals[signal.SIGHUP] = INTERRUPTED  # the terminal was closed
-        for number, code in signals.items():
-            loop.add_signal_handler(number, stop, number, code)
+        for number in signals:
+            loop.add_signal_handler(number, stop, number)
         try:
             return await work
         finally:
-            for number, code in signals.items() if codes else ():
+            for number in signals if codes else ():
                 # asyncio stops listening before the process has ended.
                 loop.remove_signal_handler(number)
-                late = lambda *_, code=code: os._exit(code or INTERRUPTED)  # noqa: E731
-                signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else late)
+                signal.signal(number, stop)
 
     try:
         return asyncio.run(guarded())
