@@ -1,7 +1,7 @@
 """Several answers in one body, to a real router: each is taken or refused by itself."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,12 +39,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     limits: dict[str, Any] = {"batch_bytes": BATCH_BYTES, "buffers_bytes": BUFFERS_BYTES}
     with router_alone(tmp_path_factory.mktemp("batch"), **limits) as router:
         yield router
-
-
-@pytest.fixture
-async def connector(shared: Router) -> AsyncIterator[PlayedConnector]:
-    async with played(shared.url, another_mac()) as one:
-        yield one
 
 
 def result(request_id: str, body: bytes = RESULT) -> bytes:

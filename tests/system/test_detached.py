@@ -1,7 +1,7 @@
 """A request that prefers not to wait in silence: 202, then the receipt, then the answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     limits = {"async_wait_seconds": 20, "detached_seconds": 20}
     with router_alone(tmp_path_factory.mktemp("detached"), environ, **limits) as router:
         yield router
-
-
-@pytest.fixture
-async def connector(shared: Router) -> AsyncIterator[PlayedConnector]:
-    async with played(shared.url, another_mac()) as one:
-        yield one
 
 
 async def preferring(

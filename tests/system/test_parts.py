@@ -1,7 +1,7 @@
 """What comes in parts, from a connector that a test plays: in order, early, twice, or too much."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -12,9 +12,7 @@ from harness import Router
 from played_connector import (
     PlayedConnector,
     Reply,
-    another_mac,
     held_bytes,
-    played,
     router_alone,
     wanting,
 )
@@ -31,12 +29,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     limits: dict[str, Any] = {"buffers_bytes": 16 * MIB, "buffer_json_bytes": 12 * MIB}
     with router_alone(tmp_path_factory.mktemp("parts"), **limits) as router:
         yield router
-
-
-@pytest.fixture
-async def connector(shared: Router) -> AsyncIterator[PlayedConnector]:
-    async with played(shared.url, another_mac()) as one:
-        yield one
 
 
 async def part(
