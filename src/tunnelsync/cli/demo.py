@@ -7,7 +7,6 @@ besides the verification that is built in. Nothing is left behind, whatever ends
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 
 import click
 
+from tunnelsync import signals
 from tunnelsync.cli import demo_report, demo_store, options, output, terminal
 from tunnelsync.cli.demo_data import LARGE, MEDIUM, TABLE, Site, make_site, sha256
 from tunnelsync.cli.demo_parts import Child, Children, new_folder, temporary_folder
@@ -36,7 +36,6 @@ PLAN = (
 )
 """Buffer comes last: it alone adds to the router's peak memory, which never goes down."""
 AUTO_OFFLOAD_BYTES = 64 * MIB  # so that auto shows both of its choices
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CHECK_SECONDS = 0.5
 
 Tell = Callable[[str], None]
@@ -65,15 +64,12 @@ def demo(keep: bool, as_json: bool) -> int:
 
 
 def _under_signals(work: Coroutine[Any, Any, int]) -> int:
-    """Run to the end; the first signal cancels the work, and no second one hurries its cleaning.
-
-    A closed terminal is a signal too, unless nohup has it ignored.
-    """
+    """Run to the end; the first signal cancels the work, and no second one hurries its cleaning."""
 
     async def guarded() -> int:
         task = asyncio.current_task()
         assert task is not None
-        for number in _heeded():
+        for number in signals.heeded():
             asyncio.get_running_loop().add_signal_handler(
                 number, lambda: task.cancelling() or task.cancel()
             )
@@ -83,12 +79,6 @@ def _under_signals(work: Coroutine[Any, Any, int]) -> int:
         return asyncio.run(guarded())
     except asyncio.CancelledError:
         raise output.Interrupted(INTERRUPTED) from None
-
-
-def _heeded() -> Iterator[signal.Signals]:
-    for number in STOP_SIGNALS:
-        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            yield number
 
 
 async def _demo(*, keep: bool, as_json: bool) -> int:
@@ -219,7 +209,7 @@ async def _stay(system: System, children: Children, tell: Tell) -> None:
     tell("Ctrl-C ends it, and removes all but what you fetched.")
     output.flush()
     stopped = asyncio.Event()
-    for number in _heeded():
+    for number in signals.heeded():
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     while not stopped.is_set():
         children.check()

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tunnelsync import signals
 from tunnelsync.cli import options, output
 from tunnelsync.cli.running import INTERRUPTED, serve_many
 from tunnelsync.settings import RouterSettings
@@ -29,7 +30,7 @@ def router(log_level: str, **flags: Any) -> None:
             return await app.run(settings, store)
         finally:
             # Nothing is left to end sooner, and asyncio stops listening before we have ended.
-            signal.pthread_sigmask(signal.SIG_BLOCK, app.SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
 
     output.start_log(log_level)
     serve_many()

@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from tunnelsync import signals
 from tunnelsync.cli.output import Interrupted
 
 Result = TypeVar("Result")
@@ -25,10 +26,13 @@ what a connection leaves is mostly freed at once. So it does at every 2.5 millio
 def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED) -> Result:
     """Run to the end. SIGINT, SIGTERM or SIGHUP cancels the work and raises `Interrupted`.
 
-    ``terminated_code`` is the exit code after SIGTERM. A SIGHUP that is ignored, as ``nohup`` has
-    it, stays so; and it is never the second one, for a terminal that is closed sends two.
+    ``terminated_code`` is the exit code after SIGTERM. A SIGHUP is never the second one, for a
+    terminal that is closed sends two.
     """
     codes: list[int] = []
+
+    def code(number: int) -> int:
+        return terminated_code if number == signal.SIGTERM else INTERRUPTED
 
     async def guarded() -> Result:
         loop = asyncio.get_running_loop()
@@ -37,20 +41,17 @@ def run(work: Coroutine[Any, Any, Result], *, terminated_code: int = INTERRUPTED
 
         def stop(number: int, _: object = None) -> None:
             if not codes:
-                codes.append(signals[number])
+                codes.append(code(number))
                 task.cancel()
             elif number != signal.SIGHUP:
-                os._exit(signals[number] or INTERRUPTED)
+                os._exit(code(number) or INTERRUPTED)
 
-        signals: dict[int, int] = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: terminated_code}
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signals[signal.SIGHUP] = INTERRUPTED  # the terminal was closed
-        for number in signals:
+        for number in (listened := signals.heeded()):
             loop.add_signal_handler(number, stop, number)
         try:
             return await work
         finally:
-            for number in signals if codes else ():
+            for number in listened if codes else ():
                 # asyncio stops listening before the process has ended.
                 loop.remove_signal_handler(number)
                 signal.signal(number, stop)

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.log import server_logger as server_log
 
-from tunnelsync import protocol
+from tunnelsync import protocol, signals
 from tunnelsync.errors import (
     BadRequest,
     Cancelled,
@@ -48,7 +48,6 @@ from tunnelsync.settings import RouterSettings, StoreSettings
 log = logging.getLogger("tunnelsync.router")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 HEADERS = 64
 """Each may have 8 KiB, and memory is held for them until a head is whole; ours are under 20, and
 proxies add some."""
@@ -236,10 +235,8 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
         if not stop.is_set() or number != signal.SIGHUP:
             (now if stop.is_set() else stop).set()
 
-    for number in SIGNALS:
-        # `nohup` has the end of a terminal ignored, and that stays so.
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, signalled, number)
+    for number in signals.heeded():
+        asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     return stop, now
 
 
