@@ -1,7 +1,11 @@
 """Sockets of transports, past asyncio."""
 
 import asyncio
+import os
+import platform
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,70 @@ from tunnelsync.router.listening import listening
 from tunnelsync.settings import RouterSettings
 
 SYSTEM = Path("/proc/sys/net/ipv4")
+FAULTS = """
+import asyncio, resource, socket, sys
+from aiohttp import web
+from tunnelsync.client.body import DIRECT_READ_BYTES, _Direct
+from tunnelsync.dial import http_session
+from tunnelsync.router.listening import listening
+from tunnelsync.settings import RouterSettings
+
+ours, theirs = socket.socketpair()
+
+async def main(what):
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    session = http_session(
+        connections=1, connect_seconds=1, dead_after_seconds=1, read_bytes=65536
+    )
+    works = {"router": listening(runner, RouterSettings(port=0)), "session": session}
+    if what in works:
+        async with works[what]:
+            pass
+    if what == "block":
+        _Direct(ours, 1)
+    await runner.cleanup()
+
+def receive():
+    theirs.send(b"x")
+    ours.recv(256 * 1024)
+
+def take_a_block():
+    parts = [b"x" * DIRECT_READ_BYTES for _ in range(12)]
+
+what, use = sys.argv[1:]
+asyncio.run(main(what))
+for turn in range(102):
+    if turn == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    globals()[use]()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+IS_GLIBC = platform.libc_ver()[0] == "glibc" and sys.maxsize > 2**32
+
+
+def faults(what: str, use: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, what, use],
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not IS_GLIBC, reason="only the malloc of a glibc of 64 bits works so")
+@pytest.mark.parametrize(
+    ("what", "use"), [("router", "receive"), ("session", "receive"), ("block", "take_a_block")]
+)
+def test_memory_is_kept_for_the_next(what: str, use: str) -> None:
+    assert faults(what, use) * 10 < faults("nothing", use)
 
 
 async def test_a_connection_that_was_closed_with_something_to_send_can_be_aborted_later() -> None:

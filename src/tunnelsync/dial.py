@@ -20,7 +20,7 @@ from tunnelsync import __version__
 from tunnelsync.address import is_loopback
 from tunnelsync.errors import BadSetting
 from tunnelsync.settings import Secret
-from tunnelsync.sockets import unpace
+from tunnelsync.sockets import keep_memory, unpace
 
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 """What a request can fail with, besides an answer."""
@@ -44,6 +44,7 @@ async def http_session(
         _keep_alive(sock, dead_after_seconds)
         return sock
 
+    keep_memory()
     async with ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, socket_factory=dial),
         timeout=ClientTimeout(total=None, sock_connect=connect_seconds),

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, TypeGuard, TypeVar
 
 from tunnelsync.address import is_loopback
@@ -19,6 +20,20 @@ PACED = b"bbr"
 """How the names of those begin that pace: there are versions of it."""
 UNPACED = b"reno"
 """A congestion control that every Linux has, for everybody unless the administrator forbids it."""
+
+RECEIVED_BYTES = 512 * 1024
+"""More than asyncio asks the system for at a time, for however few bytes: 256 KiB."""
+
+
+@cache
+def keep_memory(count: int = RECEIVED_BYTES) -> None:
+    """Have glibc keep memory of up to so many bytes for the next use, and not give it back.
+
+    Else it asks the system for what has 128 KiB and more, each time: three calls and a page fault
+    for each receive. It keeps twice as much as the largest that was freed so far (mallopt(3),
+    M_MMAP_THRESHOLD), of which not a page need ever have been touched.
+    """
+    bytes(count)
 
 
 def is_plain(transport: Transport | None) -> TypeGuard[Transport]:

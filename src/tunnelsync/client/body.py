@@ -11,12 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 from aiohttp import ClientError, ClientResponse
 
 from tunnelsync.errors import BrokenOff, ProtocolError, Stalled
-from tunnelsync.sockets import dup_of, is_plain
+from tunnelsync.sockets import dup_of, is_plain, keep_memory
 
 DIRECT_FROM_BYTES = 4 * 1024 * 1024
 """Below so many bytes left, a connection that can be used again is worth more."""
@@ -25,7 +24,7 @@ DIRECT_BYTES_PER_SECOND = 20_000_000_000
 fast as the old one, and what is read past aiohttp saves half a millisecond for each MB."""
 DIRECT_READ_BYTES = 1024 * 1024
 KEPT_BYTES = 16 * 1024 * 1024
-"""Twice as much is what malloc then keeps, free, in the whole process: the blocks of a stream."""
+"""Of this size and below: the blocks of a stream."""
 TCP_RTT_AT = 68
 """Where ``tcpi_rtt``, in microseconds, stands in Linux's ``struct tcp_info``."""
 
@@ -149,7 +148,7 @@ class _Direct:
         self._socket = own
         self._socket.setblocking(False)
         self._left = left
-        _keep_memory()
+        keep_memory(KEPT_BYTES)
 
     async def read(self) -> bytes:
         if not self._left:
@@ -164,16 +163,6 @@ class _Direct:
     def close(self) -> None:
         """Let go of it, when the response lets go of its connection."""
         self._socket.close()
-
-
-@cache
-def _keep_memory() -> None:
-    """Have glibc keep the memory of one block for the next, and not give it back in between.
-
-    It keeps twice as much as the largest that was freed so far (mallopt(3), M_MMAP_THRESHOLD),
-    of which not a page need ever have been touched.
-    """
-    bytes(KEPT_BYTES)
 
 
 @contextmanager

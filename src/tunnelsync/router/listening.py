@@ -13,7 +13,7 @@ from aiohttp import web
 from tunnelsync.address import is_loopback
 from tunnelsync.errors import BadSetting
 from tunnelsync.settings import RouterSettings
-from tunnelsync.sockets import unpace
+from tunnelsync.sockets import keep_memory, unpace
 
 log = logging.getLogger("tunnelsync.router")
 
@@ -28,6 +28,7 @@ both: a thousand new connections would stop all that runs for half a second."""
 async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIterator[None]:
     """Listen while the block runs."""
     tls = _tls(settings)
+    keep_memory()
     assert runner.server is not None
     try:
         server = await asyncio.get_running_loop().create_server(
