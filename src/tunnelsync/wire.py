@@ -6,7 +6,7 @@ one is a `BadRequest`. Numbers are what orjson takes (no NaN), and whole ones st
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -16,6 +16,9 @@ import orjson
 from tunnelsync.errors import BadRequest
 
 Message = TypeVar("Message")
+Cast = Callable[[Any, str], Any]
+SCALARS, LISTS = (str, int, float), (tuple, list)
+"""Made once: ``str | int`` is a new object each time."""
 
 
 def loads(data: bytes | bytearray | memoryview | str) -> dict[str, Any]:
@@ -37,20 +40,20 @@ def dumps(message: object) -> bytes:
 def decode(kind: type[Message], value: Mapping[str, Any]) -> Message:
     """Build a dataclass from a parsed JSON object, or raise `BadRequest`."""
     arguments: dict[str, Any] = {}
-    for name, hint, required in _members(kind):  # type: ignore[arg-type]
+    for name, cast, required in _members(kind):  # type: ignore[arg-type]
         if (given := value.get(name)) is not None:
-            simple = hint is type(given) and hint is not int  # most are
-            arguments[name] = given if simple else _cast(hint, given, name)
+            arguments[name] = cast(given, name)
         elif required:
             raise BadRequest(f"{kind.__name__}: {name!r} is missing")
     return kind(**arguments)
 
 
 @cache
-def _members(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+def _members(kind: type) -> tuple[tuple[str, Cast, bool], ...]:
+    """Return the name of each member, what checks it, and whether it must be there."""
     hints = typing.get_type_hints(kind)
     return tuple(
-        (f.name, _bare(hints[f.name]), f.default is MISSING and f.default_factory is MISSING)
+        (f.name, _cast_to(hints[f.name]), f.default is MISSING and f.default_factory is MISSING)
         for f in fields(kind)
     )
 
@@ -62,23 +65,34 @@ def _bare(hint: Any) -> Any:
     return getattr(hint, "__supertype__", hint)
 
 
-def _cast(hint: Any, value: Any, name: str) -> Any:
-    if hint is int and type(value) is int and -(2**63) <= value < 2**63:
+def _cast_to(hint: Any) -> Cast:
+    """Return what takes a value and its name, and returns it as the hint has it."""
+    kind = _bare(hint)
+
+    def scalar(value: Any, name: str) -> Any:
+        if type(value) is not kind or (kind is int and not -(2**63) <= value < 2**63):
+            raise BadRequest(f"{name!r} must be of type {kind.__name__}")
         return value
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list):
+
+    def number(value: Any, name: str) -> Any:
+        return scalar(float(value) if type(value) is int else value, name)
+
+    def items(value: Any, name: str) -> Any:
+        if type(value) is not list:
             raise BadRequest(f"{name!r} must be a list")
-        kind = _bare(typing.get_args(hint)[0])
-        return tuple(_cast(kind, one, name) for one in value)
-    if is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
+        return tuple([cast(one, name) for one in value])
+
+    def object_(value: Any, name: str) -> Any:
+        if type(value) is not dict:
             raise BadRequest(f"{name!r} must be an object")
-        return decode(hint, value)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint or hint is int:
-        raise BadRequest(f"{name!r} must be of type {hint.__name__}")
-    return value
+        return decode(kind, value)
+
+    if typing.get_origin(kind) is tuple:
+        cast = _cast_to(typing.get_args(kind)[0])
+        return items
+    if is_dataclass(kind):
+        return object_
+    return number if kind is float else scalar
 
 
 @cache
@@ -88,12 +102,12 @@ def _names(kind: type) -> tuple[str, ...] | None:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, str | int):
+    if isinstance(value, SCALARS):
         return value
     if (names := _names(type(value))) is not None:  # type: ignore[arg-type]
         pairs = ((name, getattr(value, name)) for name in names)
         return {name: _plain(one) for name, one in pairs if one is not None}
-    if isinstance(value, tuple | list):
+    if isinstance(value, LISTS):
         return [_plain(one) for one in value]
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}

@@ -71,12 +71,12 @@ async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
     mac, dataset = mac_address(said.mac), check_name(said.dataset)
     accept = tuple(dict.fromkeys(said.accept))
     match = None if said.if_match is None else _quoted(said.if_match)
-    asked = Asked(mac, dataset, accept=accept, segments_from=said.segments_from)
     if said.coding == Coding.BLOCKS:
-        part = replace(asked, coding=said.coding, offset=said.offset, length=said.length)
-        return replace(part, conditions=Conditions(if_match=match))
-    conditions = Conditions(range=_range_of(said.offset, said.length), if_match=match)
-    return replace(asked, conditions=conditions)
+        part, conditions = (said.offset, said.length), Conditions(if_match=match)
+    else:
+        part = (0, None)
+        conditions = Conditions(range=_range_of(said.offset, said.length), if_match=match)
+    return Asked(mac, dataset, said.coding, *part, accept, conditions, said.segments_from)
 
 
 @contextmanager
