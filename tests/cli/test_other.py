@@ -175,6 +175,24 @@ async def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: P
     assert (unknown.code, "TUNNELSYNC_ROUTR" in unknown.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["status"], "'stat'"),
+        (["stat", MAC, "-dash"], "`--`"),
+        (["stat", MAC, "--dash"], "`tunnelsync stat --help` shows"),
+        (["ls"], "`tunnelsync connectors` lists"),
+    ],
+)
+async def test_wrong_words_are_told_what_may_be_meant(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    for more in ([], ["--json"] if arguments != ["status"] else []):
+        done = await ran(*arguments, *more, cwd=tmp_path)
+        assert done.code == 2
+        assert words in done.err + done.out.decode()
+
+
 @pytest.mark.parametrize("group", ["token", "store"])
 async def test_a_group_without_a_command_shows_its_help(tmp_path: Path, group: str) -> None:
     done = await ran(group, cwd=tmp_path)

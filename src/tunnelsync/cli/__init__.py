@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from tunnelsync import __version__
+from tunnelsync.meant import meant
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("fetch:fetch", "Bring a dataset into a file, whole and verified."),
@@ -50,6 +51,17 @@ class Commands(click.Group):
         command = getattr(importlib.import_module(f"tunnelsync.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; of one that there is not, the error says which one may be meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as exc:
+            for name in meant(args[0], {name: name for name in COMMANDS}):
+                raise click.UsageError(f"{exc.message} Did you mean {name!r}?", ctx) from None
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""

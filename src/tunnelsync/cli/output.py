@@ -171,16 +171,25 @@ def _tell(error: TunnelSyncError) -> None:
 def usage_error(error: click.ClickException) -> int:
     """Print what is wrong with the arguments, and return exit code 2."""
     if _as_json:
-        return failure(Usage(error.format_message(), hint="Add --help to see what is possible."))
+        return failure(Usage(error.format_message(), hint=_usage_hint(error)))
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         _write(sys.stderr, error.format_message() + "\n")
         return 2
     if isinstance(error, click.UsageError) and error.ctx is not None:
         _write(sys.stderr, error.ctx.get_usage() + "\n")
-    hint = f"`{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else "--help"  # type: ignore[attr-defined]
     say(f"error: {' '.join(error.format_message().split())}")
-    say(f"  hint: {hint} shows what is possible.")
+    say(f"  hint: {_usage_hint(error)}")
     return 2
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    ctx = getattr(error, "ctx", None)
+    hint = f"`{ctx.command_path} --help` shows what is possible." if ctx else "Add --help."
+    if isinstance(error, click.MissingParameter) and error.param and error.param.name == "mac":
+        return f"`tunnelsync connectors` lists the MACs that are connected; {hint}"
+    if isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--"):
+        return f"A name that begins with a dash comes after `--`; {hint}"
+    return hint
 
 
 def interrupted(code: int) -> int:
