@@ -19,6 +19,7 @@ from harness import MAC, Process, Router, System, make_file, peak_rss_bytes, spa
 from held import HeldGet
 from raw_http import Answer
 from tunnelsync import protocol
+from tunnelsync.cli.logs import BURST_LINES
 from tunnelsync.identity import Mac, Role, dump_tokens, new_token, parse_tokens
 from tunnelsync.settings import GIB, MIB
 
@@ -148,7 +149,8 @@ async def test_a1_an_answer_of_another_connector_harms_nothing(system: System, k
         body, whole = await asyncio.to_thread(get.rest)
         assert whole
         assert bytes(body) == source.read_bytes()
-    router.wait_for_line(f"refused: connector {OTHER} answered request {request_id} of {MAC}")
+    refused = f"refused POST /datasets/result from 127.0.0.1: request {request_id}"
+    router.wait_for_line(f"{refused} was not sent to {OTHER}")
     receipt = raw_http.ask(
         system.url, "GET", f"/transfers/{request_id}?wait=30", bearer(keys.client)
     )
@@ -182,6 +184,24 @@ def test_a1_it_is_refused_before_its_body_is_read(system: System, keys: Keys) ->
                 announced=60_000,
             )
             assert (answer.status, answer.code) == (403, "forbidden")
+
+
+def test_what_is_refused_is_logged_and_not_more_than_can_be_read(
+    system: System, keys: Keys
+) -> None:
+    router = system.processes[0]
+    count = 4 * BURST_LINES
+    for _ in range(count):
+        answer = raw_http.ask(system.url, "GET", "/connectors?secret=1", bearer("guessed"))
+        assert answer.status == 401
+    line = "refused GET /connectors from 127.0.0.1: the token is not known to this router"
+    router.wait_for_line(f"WARNING tunnelsync.router: {line}$")
+    answer = raw_http.ask(system.url, "POST", "/datasets/result?request_id=0", bearer(keys.client))
+    assert answer.status == 403
+    router.wait_for_line("refused POST /datasets/result from 127.0.0.1: a client token cannot do")
+    assert BURST_LINES <= router.log.count(line) < count
+    for secret in ("secret", "guessed", keys.client):
+        assert secret not in router.log
 
 
 # --- A2: the first answer stands --------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from tunnelsync.cli import options, output, running
+from tunnelsync.cli import logs, options, running
 from tunnelsync.settings import ConnectorSettings
 
 FLAGS = ("router", "mac", "root", "token_file", "allow_plaintext", "places")
@@ -24,5 +24,5 @@ def connector(log_level: str, **flags: Any) -> None:
     store = options.load_store(flags)
     from tunnelsync.connector import session
 
-    output.start_log(log_level)
+    logs.start(log_level)
     running.run(session.run(settings, store), terminated_code=0)

@@ -5,11 +5,9 @@ line. With ``--json`` stdout carries exactly one JSON object, also for an error.
 """
 
 import errno
-import logging
 import os
 import secrets
 import sys
-import time
 import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -223,33 +221,6 @@ def _flush_stdout() -> None:
     except OSError as exc:
         _silence()
         raise _unwritable(exc) from None
-
-
-def start_log(level: str) -> None:
-    """Send the log of a role to stderr: ISO time in UTC, level, message."""
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = _Escaping("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s")
-    formatter.datefmt = "%Y-%m-%dT%H:%M:%S"
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # What no line of ours shows is not looked up for each ("Optimization", Python's logging HOWTO).
-    logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    for chatty in ("aioboto3", "aiobotocore", "boto3", "botocore"):
-        # At debug they log signed headers, which are secrets.
-        logging.getLogger(chatty).setLevel(max(logging.INFO, logging.root.level))
-
-
-class _Escaping(logging.Formatter):
-    """A formatter whose lines are lines: names in messages cannot forge another."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(escaped(one) for one in super().format(record).split("\n"))
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = escaped(record.message)
-        return super().formatMessage(record)
 
 
 def _known(error: BaseException) -> TunnelSyncError:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tunnelsync import signals
-from tunnelsync.cli import options, output
+from tunnelsync.cli import logs, options, output
 from tunnelsync.cli.running import INTERRUPTED, serve_many
 from tunnelsync.settings import RouterSettings
 
@@ -32,7 +32,7 @@ def router(log_level: str, **flags: Any) -> None:
             # Nothing is left to end sooner, and asyncio stops listening before we have ended.
             signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
 
-    output.start_log(log_level)
+    logs.start(log_level)
     serve_many()
     if not asyncio.run(serve()):
         raise output.Interrupted(INTERRUPTED)

@@ -16,10 +16,12 @@ from tunnelsync.errors import (
     BadRequest,
     Cancelled,
     Draining,
+    Forbidden,
     Internal,
     NotFound,
     TooLarge,
     TunnelSyncError,
+    Unauthorized,
 )
 from tunnelsync.objects import origin
 from tunnelsync.router import (
@@ -129,6 +131,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         if STARTED in request:
             begun: web.StreamResponse = request[STARTED]
             return begun
+        if isinstance(error, Unauthorized | Forbidden):
+            what = f"{request.method} {request.raw_path.partition('?')[0][:100]}"
+            kind = {"kind": error.code}  # guessed tokens do not hide wrong ones from the log
+            log.warning("refused %s from %s: %s", what, request.remote, error.message, extra=kind)
         if isinstance(error, ConnectionError):
             # It reaches nobody; raised, it would be logged as a defect of ours.
             error = Cancelled("the client's connection broke")

@@ -203,6 +203,7 @@ async def connect(request: web.Request) -> web.StreamResponse:
             with router.heartbeat.watching(link):
                 await _listen(socket, link, session, router.switchboard)
     except TunnelSyncError as error:
+        log.warning("refused a connector from %s: %s", request.remote, error.message)
         link.close(protocol.CLOSE_PROTOCOL, error.message)
     finally:
         if session is not None:

@@ -1,6 +1,5 @@
 """What runs, and what has ended: every transfer by its request id, both bounded."""
 
-import logging
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
@@ -9,8 +8,6 @@ from tunnelsync.errors import Forbidden, RouterBusy, TransferUnknown
 from tunnelsync.identity import Mac
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.settings import RouterSettings
-
-log = logging.getLogger("tunnelsync.router")
 
 
 @dataclass(slots=True)
@@ -75,8 +72,5 @@ class Transfers:
         """Return the transfer that this connector was given, or raise `Forbidden`."""
         transfer = self.find(request_id)
         if mac != transfer.mac:
-            log.warning(
-                "refused: connector %s answered request %s of %s", mac, request_id, transfer.mac
-            )
             raise Forbidden(f"request {request_id} was not sent to {mac or 'an unnamed connector'}")
         return transfer

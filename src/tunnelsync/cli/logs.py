@@ -1,0 +1,84 @@
+"""The log of a role, on stderr: a line for each event, and not more than somebody can read."""
+
+import logging
+import sys
+import time
+from dataclasses import dataclass
+
+from tunnelsync.cli.output import escaped
+
+BURST_LINES = 50
+"""Of one kind of warning, so many at once; then one for each `EVERY_SECONDS`."""
+EVERY_SECONDS = 5.0
+MOST_KINDS = 256
+"""Kinds are texts of ours and of libraries. One that writes names into its texts makes many: then
+counting begins anew."""
+
+
+def start(level: str) -> None:
+    """Send the log to stderr: ISO time in UTC, level, message."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = _Escaping("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s")
+    formatter.datefmt = "%Y-%m-%dT%H:%M:%S"
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    handler.addFilter(Readable())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What no line of ours shows is not looked up for each ("Optimization", Python's logging HOWTO).
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    for chatty in ("aioboto3", "aiobotocore", "boto3", "botocore"):
+        # At debug they log signed headers, which are secrets.
+        logging.getLogger(chatty).setLevel(max(logging.INFO, logging.root.level))
+
+
+@dataclass(slots=True)
+class _Kind:
+    """How many lines of one kind there may be still, since when, and how many there were not."""
+
+    lines: float
+    at: float
+    left_out: int = 0
+
+
+class Readable(logging.Filter):
+    """Keeps warnings of one kind, which one peer can cause at will, from filling the disk.
+
+    The next one that is let through says how many were not. A kind is the text before its
+    arguments are in it, or the ``kind`` that the caller gave as an ``extra``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[str, _Kind] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is written."""
+        if record.levelno < logging.WARNING:
+            return True
+        name = getattr(record, "kind", record.msg)
+        if len(self._kinds) >= MOST_KINDS and name not in self._kinds:
+            self._kinds.clear()
+        kind = self._kinds.setdefault(name, _Kind(BURST_LINES, record.created))
+        kind.lines = min(BURST_LINES, kind.lines + (record.created - kind.at) / EVERY_SECONDS)
+        kind.at = record.created
+        if kind.lines < 1:
+            kind.left_out += 1
+            return False
+        kind.lines -= 1
+        if kind.left_out:
+            record.msg = f"{record.getMessage()} ({kind.left_out} more of these were left out)"
+            record.args = None
+            kind.left_out = 0
+        return True
+
+
+class _Escaping(logging.Formatter):
+    """A formatter whose lines are lines: names in messages cannot forge another."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(escaped(one) for one in super().format(record).split("\n"))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = escaped(record.message)
+        return super().formatMessage(record)
