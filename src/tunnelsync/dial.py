@@ -22,6 +22,8 @@ from tunnelsync.errors import BadSetting
 from tunnelsync.settings import Secret
 from tunnelsync.sockets import keep_memory, unpace
 
+PASSING = frozenset({408, 429, 502, 503, 504, *range(520, 525)})
+"""Statuses of a proxy (from 520 on, of Cloudflare) whose router is away for a moment."""
 CONNECTION_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 """What a request can fail with, besides an answer."""
 

@@ -48,13 +48,11 @@ class TunnelSyncError(Exception):
     retry: ClassVar[bool] = False
     next_step: ClassVar[str] = ""
 
-    def __init__(
-        self, message: str, *, hint: str | None = None, retry_after_seconds: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = self.next_step if hint is None else hint
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds: int | None = None  # as the router said, to a client
 
     def to_wire(self) -> dict[str, str]:
         """Return ``{"code", "message", "hint"}``, the ``error`` member of an error answer."""

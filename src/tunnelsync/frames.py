@@ -91,7 +91,7 @@ def encode_end(count: int, root_text: str) -> bytes:
 
 def encode_failure(error: TunnelSyncError) -> bytes:
     """Return the failure frame, which ends a body in place of the end frame."""
-    payload = orjson.dumps(error.to_wire())[:FAILURE_BYTES]
+    payload = orjson.dumps(error.to_wire())
     return HEAD.pack(FAILURE) + HEAD.pack(len(payload)) + payload
 
 

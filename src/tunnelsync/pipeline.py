@@ -61,7 +61,7 @@ class Pipeline:
     def run(self, offset: int) -> Sequence[Cut]:
         """Return the segments that are up from this byte on, as many as one answer takes.
 
-        None while what a failed one has put is being removed.
+        Nothing while what a failed one has put is being removed.
         """
         if self._failed:
             return ()

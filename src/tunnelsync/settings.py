@@ -161,7 +161,7 @@ class ConnectorSettings:
     waiting: int = _setting(1000, "dataset commands in line for a place")
     commands: int = _setting(2000, "in hand at once, of every kind; at 13 KB each, 26 MB")
     queue_wait_seconds: float = _setting(600.0, "then 503, so that nobody waits for ever")
-    pool: int = _setting(100, "connections to the router: its socket, and two for each place")
+    pool: int = _setting(100, "connections to the router: its socket, and some two for each place")
     threads: int = _setting(8, "for reading files; a disk gains little from more")
     open_threads: int = _setting(8, "for opening them, which does not wait for others' blocks")
     heartbeat_seconds: float = _setting(25.0, "proxies such as nginx cut an idle socket at 60 s")

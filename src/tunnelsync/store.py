@@ -223,7 +223,7 @@ class Store:
         return await self._call(partial(getattr(self._clients[0], operation), **parameters))
 
     async def _ask(self, operation: str, **parameters: Any) -> Any:
-        """Return the answer of a HEAD or GET, or None where there is nothing.
+        """Return the answer to an operation, or None where there is nothing to do it with.
 
         A key that may not list is told 403 for what is missing. If it is refused for another
         reason, the upload that follows will say so: for a bucket that is taken as found.

@@ -109,7 +109,9 @@ def test_a_pause_that_is_told_is_kept_but_not_beyond_the_end(clock: Clock) -> No
     patience = Patience(Limits(), clock)
     for left in (60, 30, 7):
         clock.now = 1060.0 - left
-        pause = patience.pause(RouterBusy("full", retry_after_seconds=20))
+        error = RouterBusy("full")
+        error.retry_after_seconds = 20
+        pause = patience.pause(error)
         assert pause is not None
         assert min(left, 20) <= pause <= min(left, 30)
 

@@ -14,7 +14,6 @@ import pytest
 
 from tunnelsync.connector import jail as module
 from tunnelsync.connector.jail import Jail, beneath, stepwise
-from tunnelsync.connector.listing import Entry
 from tunnelsync.connector.source import Root, Source
 from tunnelsync.errors import (
     BadName,
@@ -29,6 +28,7 @@ from tunnelsync.errors import (
     TooLarge,
     TunnelSyncError,
 )
+from tunnelsync.protocol import ListEntry
 
 MIB = 1024 * 1024
 SECRET = b"what lies outside"
@@ -601,11 +601,11 @@ async def test_a_folder_is_listed_in_order_with_what_can_be_served(
     assert listing.next is None
     by_name = {entry.name: entry for entry in listing.entries}
     async with await root.open("b") as b:
-        assert by_name["b"] == Entry("b", "dataset", 1, b.etag, b.mtime_ns)
-    assert by_name["c"] == Entry("c", "folder")
+        assert by_name["b"] == ListEntry("b", "dataset", 1, b.etag, b.mtime_ns)
+    assert by_name["c"] == ListEntry("c", "folder")
     if jail is beneath:
         async with await root.open("in") as inner:
-            assert by_name["in"] == Entry("in", "dataset", 0, inner.etag, inner.mtime_ns)
+            assert by_name["in"] == ListEntry("in", "dataset", 0, inner.etag, inner.mtime_ns)
         assert by_name["in-folder"].kind == "folder"
         assert [e.name for e in (await root.list("in-folder", after="", limit=9)).entries] == [
             "inner"

@@ -231,7 +231,7 @@ def cutting(router: PlayedRouter, after: int):  # type: ignore[no-untyped-def]
     return fault
 
 
-@pytest.mark.parametrize("status", [409, 413, 502, 503, 504])
+@pytest.mark.parametrize("status", [409, 413, 502, 503, 504, 522])
 async def test_B12_a_refused_chunk_is_a_reason_to_go_on(
     router: PlayedRouter, folder: Path, status: int
 ) -> None:

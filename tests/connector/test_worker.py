@@ -250,7 +250,7 @@ async def test_auto_without_a_store_streams_and_offload_says_so(
 async def test_a_result_is_given_again_until_it_is_taken(
     router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, failing = router.on_result, [502, 0, 503]
+    plain, failing = router.on_result, [502, 0, 522, 503]
 
     async def flaky(request: web.Request) -> web.StreamResponse:
         if not failing:

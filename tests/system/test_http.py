@@ -426,6 +426,16 @@ def test_a_listing_comes_in_pages(system: System, url: str) -> None:
     ] == wanted
 
 
+def test_a_router_that_gives_few_names_at_once_is_listed_whole(fresh: System) -> None:
+    fresh.router(list_entries=3)
+    fresh.connector()
+    wanted = [f"{number:02d}" for number in range(10)]
+    for name in wanted:
+        (fresh.tmp_path / "datasets" / name).touch()
+    done = fresh.cli("ls", MAC)
+    assert (done.code, [line.split("\t")[0] for line in done.out.splitlines()]) == (0, wanted)
+
+
 @pytest.mark.parametrize("limit", ["0", "-1", "x", "1001", "9" * 30, "1.0", "%C2%B2"])
 def test_a_limit_that_is_none(url: str, limit: str) -> None:
     assert get(url, f"?limit={limit}").code == "bad_request"

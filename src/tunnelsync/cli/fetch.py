@@ -17,6 +17,7 @@ from tunnelsync.errors import TargetExists, TunnelSyncError, Usage, WriteFailed
 from tunnelsync.protocol import Mode, Receipt, printable
 from tunnelsync.settings import ClientSettings
 
+DEFAULTS = ClientSettings()
 STDOUT = 1
 RECEIPT_BEGINS = b'{"format":'
 LEAST_RATE = 0.005
@@ -51,13 +52,13 @@ def _flags(command: Callable[..., None]) -> Callable[..., None]:
             type=click.FloatRange(0),
             metavar="S",
             help="wait so long for a line, router or connector that is away "
-            "[TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS; default 120]",
+            f"[TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS; default {DEFAULTS.retry_for_seconds:g}]",
         ),
         click.option(
             "--parallel",
-            type=click.IntRange(0, ClientSettings().parallel_most),
+            type=click.IntRange(0, DEFAULTS.parallel_most),
             metavar="N",
-            help="streams at once, at most 8; 0 chooses by size and line "
+            help=f"streams at once, at most {DEFAULTS.parallel_most}; 0 chooses by size and line "
             "[TUNNELSYNC_CLIENT_PARALLEL; default 0]",
         ),
         click.option("--force", is_flag=True, help="replace a file that is there"),

@@ -1,4 +1,4 @@
-"""`TunnelSync`: the Python API of the client. The command line does nothing that is not here."""
+"""`TunnelSync`: the Python API of the client. The command line asks a router by nothing else."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -43,8 +43,6 @@ WAYS: Mapping[Mode, Callable[[Link, Mac, str], Way]] = {
     Mode.STREAM: Stream,
     Mode.OFFLOAD: Offload,
 }
-PAGE_ENTRIES = 1000
-"""The most that a router gives at once; a long folder comes in several pages."""
 WAIT_ONCE_SECONDS = 30.0
 """One request for a receipt waits no longer than this, below what proxies cut."""
 
@@ -252,7 +250,7 @@ class TunnelSync:
         path = _path(mac_address(mac), f"{check_name(folder)}/" if folder else "")
         after: str | None = None
         while True:
-            query = f"?limit={PAGE_ENTRIES}" + (f"&after={quote(after, safe='')}" if after else "")
+            query = f"?after={quote(after, safe='')}" if after else ""
             page = await self._link.ask(ListAnswer, "GET", path + query)
             yield page
             if page.next is None:

@@ -21,7 +21,14 @@ from yarl import URL
 from tunnelsync import protocol, wire
 from tunnelsync.address import router_url
 from tunnelsync.client.body import Body
-from tunnelsync.dial import CONNECTION_ERRORS, authorization, http_session, proxy_for, reason
+from tunnelsync.dial import (
+    CONNECTION_ERRORS,
+    PASSING,
+    authorization,
+    http_session,
+    proxy_for,
+    reason,
+)
 from tunnelsync.errors import (
     BadRequest,
     NotARouter,
@@ -206,8 +213,6 @@ class Link:
         return error
 
 
-PASSING = frozenset({408, 429, 502, 503, 504, *range(520, 525)})
-"""Statuses of a proxy (from 520 on, of Cloudflare) whose router is away for a moment."""
 RETRY_AFTER_SECONDS = 60
 """The longest pause that we let ourselves be told."""
 

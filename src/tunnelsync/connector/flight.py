@@ -69,7 +69,7 @@ class Flight:
     async def reached(self, offset: int, report: Report) -> Sequence[Cut]:
         """Wait until the segment with this byte is up, and return it and those that follow.
 
-        None for a byte past the end, once all are up; and none if the version is there as one
+        Nothing for a byte past the end, once all are up, and if the version is there as one
         object. Raises the error that ended the upload.
         """
         with self._waiting(offset, report):

@@ -3,12 +3,10 @@
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from tunnelsync.connector.jail import is_special
 from tunnelsync.errors import NotADataset, NotFound, ReadFailed, Refused, TooLarge
-from tunnelsync.protocol import printable
+from tunnelsync.protocol import ListAnswer, ListEntry, printable
 
 Open = Callable[[str], tuple[int, os.stat_result]]
 """Opens a name inside the jail: a descriptor of a regular file or a folder, and what it is."""
@@ -19,29 +17,6 @@ def etag_of(found: os.stat_result) -> str:
     return f"{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One name in a folder; size in bytes, etag and modified_ns are for datasets only."""
-
-    name: str
-    kind: Literal["dataset", "folder"]
-    size: int | None = None
-    etag: str | None = None
-    modified_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A page of a folder; ``next`` is the ``after`` of the page that follows, if any does.
-
-    ``unlisted`` counts the names of the whole folder that cannot be served.
-    """
-
-    entries: tuple[Entry, ...]
-    next: str | None
-    unlisted: int
-
-
 class Folders:
     """Lists folders that are opened through the jail, of at most ``most`` entries each."""
 
@@ -49,7 +24,7 @@ class Folders:
         self._open = opener
         self._most = most
 
-    def page(self, folder: str, after: str, limit: int) -> Listing:
+    def page(self, folder: str, after: str, limit: int) -> ListAnswer:
         """Return the names after ``after``, in order; raises what `Root.list` raises."""
         fd, found = self._open(folder or ".")
         try:
@@ -64,7 +39,7 @@ class Folders:
             os.close(fd)
         entries = tuple(entry for entry in looked if entry is not None)
         following = wanted[limit - 1] if len(wanted) > limit else None
-        return Listing(entries, following, unlisted + looked.count(None))
+        return ListAnswer(entries, following, unlisted + looked.count(None))
 
     def _names(self, fd: int, folder: str) -> tuple[Sequence[str], int]:
         """Return the names in a folder that can be served, and how many cannot."""
@@ -85,7 +60,7 @@ class Folders:
                     unlisted += 1
         return names, unlisted
 
-    def _look(self, fd: int, folder: str, name: str) -> Entry | None:
+    def _look(self, fd: int, folder: str, name: str) -> ListEntry | None:
         """Return the entry of a name in an open folder, or None if it cannot be served."""
         try:
             found = os.stat(name.encode(), dir_fd=fd, follow_symlinks=False)
@@ -97,8 +72,8 @@ class Folders:
         if is_special(found):
             return None
         if stat.S_ISDIR(found.st_mode):
-            return Entry(name, "folder")
-        return Entry(name, "dataset", found.st_size, etag_of(found), found.st_mtime_ns)
+            return ListEntry(name, "folder")
+        return ListEntry(name, "dataset", found.st_size, etag_of(found), found.st_mtime_ns)
 
 
 def _crowded(folder: str, limit: int) -> TooLarge:

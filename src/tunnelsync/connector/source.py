@@ -23,7 +23,7 @@ from tunnelsync.connector.jail import (
     refusal,
     refuse_special,
 )
-from tunnelsync.connector.listing import Folders, Listing, etag_of
+from tunnelsync.connector.listing import Folders, etag_of
 from tunnelsync.connector.outgoing import Span
 from tunnelsync.errors import (
     BadRequest,
@@ -33,7 +33,7 @@ from tunnelsync.errors import (
     ReadFailed,
 )
 from tunnelsync.frames import digest, digest_of
-from tunnelsync.protocol import check_name, printable
+from tunnelsync.protocol import ListAnswer, check_name, printable
 
 Data = TypeVar("Data", bytes, memoryview)
 
@@ -287,7 +287,7 @@ class Root:
             raise
         return fd, found
 
-    async def list(self, folder: str, *, after: str, limit: int) -> Listing:
+    async def list(self, folder: str, *, after: str, limit: int) -> ListAnswer:
         """List a page of one folder ("" is the root): names after ``after``, in their order.
 
         Raises what `open` raises, `TooLarge` for a folder of too many entries, and `BadRequest`
@@ -299,7 +299,7 @@ class Root:
             raise BadRequest("the limit of a listing must be at least 1")
         limit = min(limit, self._list_entries)
         folders = Folders(self._open, self._folder_entries)
-        page: Listing = await on_executor(folders.page)(
+        page: ListAnswer = await on_executor(folders.page)(
             folder, after, limit, executor=self._executor
         )
         return page

@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import ClientSession
 from yarl import URL
 
-from tunnelsync import protocol, wire
+from tunnelsync import dial, protocol, wire
 from tunnelsync.backoff import jittered
 from tunnelsync.batch import Item
 from tunnelsync.connector.batch import GONE, Batch
@@ -34,8 +34,8 @@ from tunnelsync.settings import ConnectorSettings
 
 log = logging.getLogger("tunnelsync.connector")
 
-PASSING = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses of a router, or a proxy in front of it, that another try can turn into a success."""
+PASSING = dial.PASSING | {500}
+"""Statuses of a router, too, that another try can turn into a success."""
 BYTES = {"Content-Type": "application/octet-stream"}
 JSON = {"Content-Type": "application/json"}
 

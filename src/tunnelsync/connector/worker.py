@@ -29,9 +29,7 @@ from tunnelsync.protocol import (
     GetDatasetAuto,
     GetDatasetOffload,
     GetDatasetStream,
-    ListAnswer,
     ListDatasets,
-    ListEntry,
     Progress,
     StatAnswer,
     StatDataset,
@@ -185,12 +183,7 @@ class Worker:
 
     async def _list(self, command: ListDatasets) -> None:
         page = await self._modes.root.list(command.folder, after=command.after, limit=command.limit)
-        entries = tuple(
-            ListEntry(one.name, one.kind, one.size, one.etag, one.modified_ns)
-            for one in page.entries
-        )
-        answer = ListAnswer(entries, page.next, page.unlisted)
-        await self._modes.upload.answer(command.request_id, wire.dumps(answer))
+        await self._modes.upload.answer(command.request_id, wire.dumps(page))
 
     @asynccontextmanager
     async def _place(self, job: Job, client: str) -> AsyncIterator[None]:

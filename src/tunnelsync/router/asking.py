@@ -1,4 +1,4 @@
-"""What a client asks for, out of its request: a body of JSON, or a path and headers."""
+"""What a client asks for, out of a body of JSON or a path and headers; and asking a connector."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

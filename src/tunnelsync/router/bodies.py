@@ -85,8 +85,6 @@ def error_answer(
         problem = error.to_wire()
         problem = {name: text[:HEADER_CHARACTERS] for name, text in problem.items()}
         response.headers[protocol.H_ERROR] = json.dumps(problem)
-    if error.retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(error.retry_after_seconds)
     if error.status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="tunnelsync"'
     return response

@@ -31,14 +31,12 @@ from tunnelsync.sockets import abort
 log = logging.getLogger("tunnelsync.router")
 
 SPARE_MESSAGES = 64
+"""Room in the queue for messages that are no commands: the welcome, faults, cancels."""
 IN_A_ROW = 16
 """So many messages of one connector are taken before others get their turn."""
-"""Room in the queue for messages that are no commands: the welcome, faults, cancels."""
-TEXT = 0x81
-PING = b"\x89\x00"
 UNREAD_BYTES = 64 * 1024
 """A peer that leaves so much unread has no use for a pong, nor for a ping."""
-PONG = 0x8A
+TEXT, PONG, PING = 0x81, 0x8A, b"\x89\x00"
 """Frames of a server, which masks nothing (RFC 6455, 5.2). A transport takes each as a whole, so
 pings need no turn among the messages: one costs no task, and waits for nobody."""
 ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)

@@ -71,7 +71,6 @@ class Router:
         if self.draining:
             raise Draining(
                 "the router is shutting down",
-                retry_after_seconds=self.settings.retry_after_seconds,
             )
 
 

@@ -100,7 +100,6 @@ class Switchboard:
         if mac not in self.sessions and len(self.sessions) >= self._settings.connectors:
             raise RouterBusy(
                 f"{len(self.sessions)} connectors are connected",
-                retry_after_seconds=self._settings.retry_after_seconds,
             )
 
     def announce(
@@ -281,7 +280,6 @@ class Switchboard:
         if len(session.unacked) >= self._settings.command_queue:
             raise RouterBusy(
                 f"{len(session.unacked)} commands wait for connector {session.mac}",
-                retry_after_seconds=self._settings.retry_after_seconds,
             )
         self.transfers.add(transfer, len(session.transfers))
         with ending(transfer):

@@ -37,12 +37,10 @@ class Transfers:
         if of_connector >= self.settings.connector_transfers:
             raise RouterBusy(
                 f"{of_connector} transfers of connector {transfer.mac} are under way",
-                retry_after_seconds=self.settings.retry_after_seconds,
             )
         if len(self.running) >= self.settings.transfers:
             raise RouterBusy(
                 f"{len(self.running)} transfers are under way",
-                retry_after_seconds=self.settings.retry_after_seconds,
             )
         self.running[transfer.request_id] = transfer
 
