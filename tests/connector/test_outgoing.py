@@ -1,6 +1,8 @@
 """Spans of a file on their way out: by the kernel where its cache has them, else by a thread."""
 
 import asyncio
+import ctypes
+import mmap
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +18,7 @@ from tunnelsync.connector.outgoing import POSSIBLE, Span, _FileWay
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="files are sent by the kernel on Linux alone")
 SIZE = 1_000_000
+LIBC = ctypes.CDLL(None)
 
 
 class File:
@@ -36,9 +39,22 @@ class File:
         return data
 
     def evict(self) -> None:
-        """Have the system forget it, but for what is on the disk."""
+        """Have the system forget it, but for what is on the disk; it passes over pages in use."""
         os.fsync(self._descriptor)
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for _ in range(1000):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            if not self._is_cached():
+                return
+        raise AssertionError("the system keeps it in its cache")
+
+    def _is_cached(self) -> bool:
+        with mmap.mmap(self._descriptor, 0, mmap.MAP_PRIVATE) as view:
+            pages = (ctypes.c_ubyte * -(-len(view) // mmap.PAGESIZE))()
+            start = ctypes.c_char.from_buffer(view)
+            failed = LIBC.mincore(ctypes.byref(start), ctypes.c_size_t(len(view)), pages)
+            del start  # or the view cannot be closed
+        assert not failed
+        return any(page & 1 for page in pages)
 
 
 @asynccontextmanager

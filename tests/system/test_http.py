@@ -441,6 +441,19 @@ def test_a_limit_that_is_none(url: str, limit: str) -> None:
     assert get(url, f"?limit={limit}").code == "bad_request"
 
 
+@pytest.mark.parametrize("after", ["%FF", "%4", "a%00", "a" * 5000, "a%2F"])
+def test_an_after_that_is_no_name(url: str, after: str) -> None:
+    assert get(url, f"?after={after}").code == "bad_name"
+    assert get(url, f"?limit=2&after={after}").code == "bad_name"
+
+
+@pytest.mark.parametrize("coding", ["raw", "blocks"])
+def test_a_length_of_nothing(url: str, coding: str) -> None:
+    wanted = {"mac": MAC, "dataset": "a.bin", "coding": coding, "length": 0}
+    answer = raw_http.ask(url, "POST", "/datasets/request-stream", body=orjson.dumps(wanted))
+    assert (answer.status, answer.code) == (400, "bad_request")
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
     [

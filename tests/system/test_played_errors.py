@@ -19,6 +19,7 @@ from played_connector import (
 )
 from played_router import blocks_of, content, framed
 from played_transfer import decoded, queued, receipt, still_works
+from tunnelsync import frames
 from tunnelsync.errors import DatasetChanged
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import (
@@ -87,6 +88,28 @@ async def test_an_error_after_whole_chunks_is_told_in_a_frame(
     if held is not None:
         ended = await held.reply()
         assert ended is None or ended.status in (409, 410), ended
+
+
+@pytest.mark.parametrize("short_of", [1, 0])
+async def test_a_frame_that_would_fill_the_body_is_left_out(
+    connector: PlayedConnector, short_of: int
+) -> None:
+    """HTTP would have the body for whole, and only who reads its frames would know."""
+    words = len(frames.encode_failure(CHANGED.error()))
+    rest = words + short_of - frames.FRAME_OVERHEAD_BYTES - len(framed(b""))
+    data = content(BLOCK_BYTES + rest)
+    sent = framed(data[:BLOCK_BYTES], end=False)
+    client = wanting(connector.url, connector.mac, coding="blocks")
+    request_id = await connector.command("get_dataset_stream")
+    await connector.init(request_id, len(framed(data)), size=len(data))
+    assert (await connector.chunk(request_id, 0, sent)).value == {"offset": len(sent)}
+    assert (await connector.complete(request_id, error=CHANGED)).status == 200
+    answer = await client
+    assert not is_whole(answer)
+    blocks, error = decoded(answer.body)
+    assert blocks == [data[:BLOCK_BYTES]]
+    assert isinstance(error, DatasetChanged) is bool(short_of)
+    assert (await receipt(connector, request_id))["error"]["code"] == "dataset_changed"
 
 
 async def test_an_error_before_the_first_chunk_is_told_in_a_frame(
@@ -172,6 +195,8 @@ async def test_a_status_without_a_body_has_none(connector: PlayedConnector, stat
         {"status": 304},
         {"size": -1},
         {"length": -5},
+        {"length": 2},
+        {"status": 206, "offset": 1},
         {"etag": "a\r\nX-Evil: 1"},
         {"etag": "\u4e00"},
     ],

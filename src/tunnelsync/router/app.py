@@ -147,7 +147,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return answer
     except web.HTTPNotFound:
-        return refused(NotFound("there is nothing at this address of the router"))
+        hint = "Datasets are at /datasets/MAC/DATASET; docs/protocol.md lists every address."
+        return refused(NotFound("there is nothing at this address of the router", hint=hint))
     except web.HTTPException:
         raise
     except Exception:

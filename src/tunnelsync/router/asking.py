@@ -68,6 +68,8 @@ async def asked_in(request: web.Request, *, whole: bool = False) -> Asked:
             "this mode takes no offset and no length",
             hint="Ask for a part with POST /datasets/request-stream, or GET with a Range.",
         )
+    if said.length == 0:
+        raise BadRequest("a length of 0 bytes asks for nothing")
     mac, dataset = mac_address(said.mac), check_name(said.dataset)
     accept = tuple(dict.fromkeys(said.accept))
     match = None if said.if_match is None else _quoted(said.if_match)
@@ -149,8 +151,6 @@ def _quoted(etag: str) -> str:
 
 def _range_of(offset: int, length: int | None) -> str | None:
     """Return offset and length as a ``Range``, or None for everything."""
-    if length == 0:
-        raise BadRequest("a length of 0 bytes asks for nothing")
     if length is None:
         return f"bytes={offset}-" if offset else None
     return f"bytes={offset}-{offset + length - 1}"
@@ -170,6 +170,15 @@ def path_of(request: web.Request) -> tuple[Mac, str]:
     if not found or not slash:
         raise BadRequest("the path is /datasets/MAC/DATASET, or /datasets/MAC/FOLDER/ for a list")
     return mac_address(_decoded(mac)), _decoded(name)
+
+
+def after_of(request: web.Request) -> str:
+    """Return the name in ``?after=``, or an empty text; raises `BadName`."""
+    for one in request.raw_path.partition("?")[2].split("&"):
+        if one.startswith("after="):
+            name = _decoded(one.removeprefix("after=").replace("+", " "))
+            return check_name(name) if name else ""
+    return ""
 
 
 def _decoded(raw: str) -> str:

@@ -10,7 +10,7 @@ from tunnelsync import protocol, wire
 from tunnelsync.errors import BadRequest, NotADataset
 from tunnelsync.identity import Mac
 from tunnelsync.protocol import Coding, check_name
-from tunnelsync.router.asking import Asked, asking, conditions_of, path_of
+from tunnelsync.router.asking import Asked, after_of, asking, conditions_of, path_of
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.relay import send_message
 from tunnelsync.router.said import ResultBody, bounded, check, understanding
@@ -56,7 +56,7 @@ async def head(request: web.Request) -> web.StreamResponse:
 
 async def _list(request: web.Request, mac: Mac, folder: str) -> web.StreamResponse:
     limit = _limit(request)
-    after = request.query.get("after", "")
+    after = after_of(request)
     _check_folder(folder)
     command = partial(protocol.ListDatasets, folder=folder, after=after, limit=limit)
     with asking(request, mac, folder, "list", command) as transfer:

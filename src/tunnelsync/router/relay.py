@@ -264,7 +264,11 @@ async def _break_off(
     asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, abort, transport)
     if isinstance(response, _Short):
         await response.write(b"")  # its head, if that still waits for the first bytes
-    if coding == Coding.BLOCKS and frames.between_frames(transfer.written):
+    last_words = frames.encode_failure(error)
+    left = (transfer.said.init.length if transfer.said.init else 0) - transfer.written
+    # If they filled it, or were cut off at its end, HTTP would have the body for whole.
+    fits = coding == Coding.BLOCKS and len(last_words) < left
+    if fits and frames.between_frames(transfer.written):
         async with asyncio.timeout(LAST_WORDS_SECONDS):
-            await response.write(frames.encode_failure(error))
+            await response.write(last_words)
     transport.close()

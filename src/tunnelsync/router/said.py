@@ -100,14 +100,21 @@ def check_names(*, etag: str = "", root: str | None = None) -> None:
         raise BadRequest("an etag or a root that is too long")
 
 
-def check(said: protocol.Init | protocol.StatAnswer) -> None:
-    """Raise `BadRequest` for a version of a dataset that no answer can tell of."""
+def check(said: protocol.Init | protocol.StatAnswer, *, raw: bool = True) -> None:
+    """Raise `BadRequest` for a version of a dataset that no answer can tell of.
+
+    Without frames (``raw``) the length is that of the bytes of the dataset that come.
+    """
     if said.status not in (200, 206, 304, 412, 416):
         raise BadRequest(f"{said.status} is no status of a dataset")
     if min(said.size, said.length, said.offset) < 0:
         raise BadRequest("a negative size, length or offset")
     if said.length and said.status not in (200, 206):
         raise BadRequest(f"an answer with the status {said.status} has no body")
+    if raw and said.status == 200 and (said.offset, said.length) != (0, said.size):
+        raise BadRequest("with 200 the length is the size, from the offset 0 on")
+    if raw and said.status == 206 and said.offset + said.length > said.size:
+        raise BadRequest("with 206 the part ends within the dataset")
     check_names(etag=said.etag)
     if not said.etag.isascii() or not said.etag.isprintable() or '"' in said.etag:
         raise BadRequest("an etag that no header can hold")

@@ -183,7 +183,7 @@ class Transfer:
             return
         if not isinstance(self.command, STREAMED):
             raise Conflict(f"{self.command.command} is answered by a result, not by an init")
-        check(init)
+        check(init, raw=self.command.coding == protocol.Coding.RAW)
         self.state = move(self.state, Event.INIT)
         self.said.init = init
         self._size, self._etag = init.size, init.etag
