@@ -42,7 +42,7 @@ def digest(data: Buffer) -> bytes:
 
 
 def digest_of(parts: Iterable[Buffer]) -> bytes:
-    """Return the digest of one block that comes in parts; each is done with when the next comes."""
+    """Return the digest of bytes that come in parts; each is done with when the next comes."""
     hasher = blake3()
     for part in parts:
         hasher.update(part)
@@ -51,10 +51,7 @@ def digest_of(parts: Iterable[Buffer]) -> bytes:
 
 def root(digests: Iterable[bytes]) -> str:
     """Return the root over digests in order, written ``blake3-4m:HEX``."""
-    hasher = blake3()
-    for one in digests:
-        hasher.update(one)
-    return ROOT_PREFIX + hasher.hexdigest()
+    return ROOT_PREFIX + digest_of(digests).hex()
 
 
 def block_count(size_bytes: int) -> int:
@@ -105,10 +102,7 @@ class Claimed:
 
     def verified(self) -> tuple[bytes, ...]:
         """Return the parts if they match the digest, else raise `VerificationFailed`."""
-        hasher = blake3()
-        for part in self.parts:
-            hasher.update(part)
-        if hasher.digest() != self.digest:
+        if digest_of(self.parts) != self.digest:
             raise VerificationFailed(f"block {self.index} does not match its digest")
         return self.parts
 

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from blake3 import blake3
-
 from tunnelsync import protocol
 from tunnelsync.errors import BadRequest, Conflict, ProtocolError, TransferGone, WrongOffset
+from tunnelsync.frames import digest_of
 
 ETAG_CHARACTERS = 256
 ROOT_CHARACTERS = 128
@@ -28,10 +27,7 @@ class ResultBody:
     @classmethod
     def of(cls, parts: list[bytes]) -> "ResultBody":
         """Return the result that these pieces make."""
-        hasher = blake3()
-        for part in parts:
-            hasher.update(part)
-        return cls(tuple(parts), sum(map(len, parts)), hasher.digest())
+        return cls(tuple(parts), sum(map(len, parts)), digest_of(parts))
 
     def joined(self) -> bytes:
         """Return the whole body."""
