@@ -17,7 +17,7 @@ from tunnelsync.errors import BadRequest
 
 Message = TypeVar("Message")
 Cast = Callable[[Any, str], Any]
-SCALARS, LISTS = (str, int, float), (tuple, list)
+PLAIN, SCALARS, LISTS = (str, bool, float), (str, int, float), (tuple, list)
 """Made once: ``str | int`` is a new object each time."""
 
 
@@ -40,20 +40,26 @@ def dumps(message: object) -> bytes:
 def decode(kind: type[Message], value: Mapping[str, Any]) -> Message:
     """Build a dataclass from a parsed JSON object, or raise `BadRequest`."""
     arguments: dict[str, Any] = {}
-    for name, cast, required in _members(kind):  # type: ignore[arg-type]
+    for name, plain, cast, required in _members(kind):  # type: ignore[arg-type]
         if (given := value.get(name)) is not None:
-            arguments[name] = cast(given, name)
+            arguments[name] = given if type(given) is plain else cast(given, name)
         elif required:
             raise BadRequest(f"{kind.__name__}: {name!r} is missing")
     return kind(**arguments)
 
 
 @cache
-def _members(kind: type) -> tuple[tuple[str, Cast, bool], ...]:
-    """Return the name of each member, what checks it, and whether it must be there."""
-    hints = typing.get_type_hints(kind)
+def _members(kind: type) -> tuple[tuple[str, Any, Cast, bool], ...]:
+    """Return of each member its name, the type that needs no check (most do not), what checks
+    the others, and whether it must be there."""
+    hints = {name: _bare(hint) for name, hint in typing.get_type_hints(kind).items()}
     return tuple(
-        (f.name, _cast_to(hints[f.name]), f.default is MISSING and f.default_factory is MISSING)
+        (
+            f.name,
+            hints[f.name] if hints[f.name] in PLAIN else None,
+            _cast_to(hints[f.name]),
+            f.default is MISSING and f.default_factory is MISSING,
+        )
         for f in fields(kind)
     )
 
