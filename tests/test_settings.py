@@ -119,6 +119,8 @@ def test_variables_of_others_and_those_read_elsewhere_are_none_of_ours() -> None
         (RouterSettings, "idle_seconds", "nan"),
         (RouterSettings, "idle_seconds", "inf"),
         (RouterSettings, "idle_seconds", "-0.1"),
+        (RouterSettings, "chunk_queue", "1"),
+        (ClientSettings, "read_bytes", "0"),
         (StoreSettings, "create_bucket", "perhaps"),
         (StoreSettings, "create_bucket", 1),
         (StoreSettings, "access_key", 1),

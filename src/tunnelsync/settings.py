@@ -35,9 +35,9 @@ class Secret(str):
         return "***"
 
 
-def _setting(default: Any, why: str, *, env: str | None = None) -> Any:
-    """A field with the reason for its default, and its environment name where it is special."""
-    return field(default=default, metadata={"why": why, "env": env})
+def _setting(default: Any, why: str, *, env: str | None = None, least: int = 0) -> Any:
+    """A field: the reason for its default, its environment name if special, its least number."""
+    return field(default=default, metadata={"why": why, "env": env, "least": least})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,8 @@ class RouterSettings:
     keepalive_seconds: float = _setting(75.0, "a connection without a whole request's head: closed")
     resume_seconds: float = _setting(20.0, "a connector that lost its data connection comes back")
     complete_seconds: float = _setting(30.0, "the closing word follows the last byte")
-    chunk_queue: int = _setting(2, "the chunk being relayed and the one that starts where it ends")
-    read_bytes: int = _setting(MIB, "measured: 64 KiB reads cost two thirds of the speed")
+    chunk_queue: int = _setting(2, "the chunk being relayed, and the one after it", least=2)
+    read_bytes: int = _setting(MIB, "measured: 64 KiB cost two thirds of the speed", least=1)
     zero_copy: bool = _setting(
         True, "Linux moves a stream's bytes inside the kernel; false copies them"
     )
@@ -209,7 +209,7 @@ class ClientSettings:
     connect_seconds: float = _setting(10.0, "a router that does not answer by then is down")
     answer_seconds: float = _setting(7200.0, "the first byte: queue, then upload in mode offload")
     idle_seconds: float = _setting(90.0, "no byte for so long: broken off; above the router's")
-    read_bytes: int = _setting(MIB, "measured: 64 KiB reads cost two thirds of the speed")
+    read_bytes: int = _setting(MIB, "measured: 64 KiB cost two thirds of the speed", least=1)
     blocks_in_hand: int = _setting(3, "blocks of 4 MiB between network and disk")
     json_bytes: int = _setting(96 * MIB, "mode buffer: the largest answer")
     message_bytes: int = _setting(4 * MIB, "any other answer")
@@ -334,6 +334,6 @@ def _convert(spec: Field[Any], value: Any, where: str) -> Any:
         raise BadSetting(f"{where} must be a number, not {value!r}") from None
     if isinstance(value, float) and number != value:
         raise BadSetting(f"{where} must be a whole number")
-    if not 0 <= number < 2**62:
-        raise BadSetting(f"{where} must not be negative, nor beyond all measure")
+    if not (least := spec.metadata["least"]) <= number < 2**62:
+        raise BadSetting(f"{where} must be {least} or more, and not beyond all measure")
     return number

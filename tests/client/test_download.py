@@ -98,7 +98,7 @@ async def test_of_two_at_once_one_wins_whole_and_the_other_says_why(tmp_path: Pa
         async with asyncio.timeout(10):
             while not list(tmp_path.iterdir()):
                 await asyncio.sleep(0)
-        with pytest.raises(TargetBusy, match="another process"):
+        with pytest.raises(TargetBusy, match="another fetch of this process"):
             await two.fetch(MAC, "d", tmp_path)
         router.go.set()
         await first

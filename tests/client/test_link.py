@@ -24,6 +24,7 @@ from tunnelsync.errors import (
     RouterUnreachable,
     TimedOut,
     TunnelSyncError,
+    Usage,
 )
 from tunnelsync.protocol import H_ERROR
 from tunnelsync.settings import ClientSettings, Secret
@@ -87,6 +88,34 @@ async def test_a_head_tells_its_error_in_a_header() -> None:
 async def test_what_is_no_http_is_no_router(answer: bytes) -> None:
     async with played_raw(answer) as url:
         assert type(await asked(url)) is RouterUnreachable
+
+
+async def test_a_client_that_is_not_open_or_was_closed_says_so() -> None:
+    async with played(lambda _: None) as url:  # type: ignore[arg-type, return-value]
+        ts = client(url)
+        with pytest.raises(Usage, match="not open"):
+            await ts.connectors()
+        async with ts:
+            pass
+        with pytest.raises(Usage, match="not open"):
+            await ts.connectors()
+
+
+async def test_a_fetch_whose_client_is_closed_says_so(tmp_path: Path) -> None:
+    came = asyncio.Event()
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        came.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with played(silent) as url:
+        async with client(url) as ts:
+            task = asyncio.create_task(ts.fetch(MAC, "d", tmp_path))
+            await asyncio.wait_for(came.wait(), 10)
+        with pytest.raises(Usage, match="not open"):
+            await asyncio.wait_for(task, 30)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_nobody_there_is_connection_refused() -> None:

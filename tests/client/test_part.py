@@ -297,7 +297,7 @@ def test_b10_who_holds_it_is_named_and_loses_nothing(tmp_path: Path) -> None:
     holder = part_of(tmp_path / "d")
     kept = holder.open()
     assert kept is not None
-    with pytest.raises(TargetBusy, match="another process"):
+    with pytest.raises(TargetBusy, match="another fetch of this process"):
         part_of(tmp_path / "d", restart=True).open()
     holder.close(keep=True)
     assert found(tmp_path / "d") == {0}

@@ -149,6 +149,21 @@ def test_a_device_is_never_replaced() -> None:
         resolve("/dev/null", "x", force=True)
 
 
+def test_the_name_of_an_open_file_is_never_replaced(tmp_path: Path) -> None:
+    """As ``/dev/stdout`` is one, whatever it leads to."""
+    with (tmp_path / "log").open("wb") as file:
+        (tmp_path / "out").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        for name in (tmp_path / "out", f"/proc/self/fd/{file.fileno()}"):
+            with pytest.raises(TargetExists, match="not a regular file"):
+                resolve(name, "x", force=True)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_what_no_file_can_be_called_is_a_usage_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Usage, match="cannot be the name of a file"):
+        resolve(f"{tmp_path}/{name}", "x", force=True)
+
+
 def test_many_parts_arrive_whole_and_in_order(tmp_path: Path) -> None:
     parts = [bytes([i % 251]) * 17 for i in range(5000)]
     with (tmp_path / "a").open("wb") as file:

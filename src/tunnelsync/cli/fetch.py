@@ -12,7 +12,7 @@ from tunnelsync.cli import options, output, running, terminal
 from tunnelsync.client import Fetched, Record, Resume, TunnelSync
 from tunnelsync.client.holdings import Progress
 from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX
-from tunnelsync.client.target import beside, resolve
+from tunnelsync.client.target import beside, is_special, resolve
 from tunnelsync.errors import TargetExists, TunnelSyncError, Usage, WriteFailed
 from tunnelsync.protocol import Mode, Receipt, printable
 from tunnelsync.settings import ClientSettings
@@ -199,7 +199,7 @@ def _check_receipt(receipt: str, path: str | None, dataset: str, *, force: bool)
     if (os.path.realpath(folder), name) in [(os.path.realpath(t.parent), t.name) for t in taken]:
         what = f"{printable(receipt)} cannot be both the dataset and its receipt"
         raise Usage(what, hint="Give --receipt another name.")
-    if not (force or output.is_special(receipt) or _is_receipt(receipt)):
+    if not (force or is_special(receipt) or _is_receipt(receipt)):
         what = f"{printable(receipt)} is there already, and is no receipt"
         raise TargetExists(what, hint="Give --receipt another name, or --force to replace it.")
 

@@ -113,6 +113,8 @@ def save(path: str, message: object) -> None:
 
     A pipe, a device or an open descriptor (``/dev/stderr``) is written to.
     """
+    from tunnelsync.client.target import is_special  # here, for most commands write no file
+
     fresh = os.path.join(os.path.dirname(path), f".tunnelsync-{secrets.token_hex(8)}")
     try:
         special = is_special(path)
@@ -125,13 +127,6 @@ def save(path: str, message: object) -> None:
             os.unlink(fresh)
         why = exc.strerror if isinstance(exc, OSError) else "that cannot be the name of a file"
         raise WriteFailed(f"cannot write {printable(path)}: {why}") from None
-
-
-def is_special(path: str) -> bool:
-    """Tell whether a path is of what cannot be replaced: only written to."""
-    ways = os.path.realpath(os.path.dirname(path)), os.path.islink(path) and os.readlink(path)
-    open_here = any(str(way).startswith("/proc/") for way in ways)
-    return os.path.exists(path) and (open_here or not os.path.isfile(path))
 
 
 def plain(message: object) -> dict[str, Any]:

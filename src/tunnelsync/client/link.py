@@ -37,6 +37,7 @@ from tunnelsync.errors import (
     TimedOut,
     TransferUnknown,
     TunnelSyncError,
+    Usage,
 )
 from tunnelsync.settings import ClientSettings
 
@@ -153,11 +154,10 @@ class Link:
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> ClientResponse:
         """Send one request and return its answer, if it is a success, to be closed."""
-        assert self._session is not None, "the link is not open"
         url = URL(f"{self.router}{path}", encoded=True)
         body = None if message is None else wire.dumps(message)
         try:
-            response = await self._session.request(
+            response = await self._opened().request(
                 method,
                 url,
                 data=body,
@@ -166,11 +166,17 @@ class Link:
                 **self._proxy,
             )
         except CONNECTION_ERRORS as exc:
+            self._opened()  # or it broke because we were closed
             raise self._unreachable(exc) from None
         if response.status >= 300:
             async with response:
                 raise await self._problem(response)
         return response
+
+    def _opened(self) -> ClientSession:
+        if self._session is None or self._session.closed:
+            raise Usage("the client is not open", hint="Use it within its `async with` block.")
+        return self._session
 
     async def ask(self, kind: type[Answer], method: str, path: str) -> Answer:
         """Send a request and return its small JSON answer."""

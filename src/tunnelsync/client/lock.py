@@ -72,17 +72,18 @@ def _is_to_be_had(descriptor: int, part: Path, *, ours: bool) -> bool:
     return True
 
 
-def _busy(target: Path, holder: str = "") -> TargetBusy:
-    return TargetBusy(f"another process{holder} is writing {printable(str(target))}")
+def _busy(target: Path, holder: str = "another process") -> TargetBusy:
+    return TargetBusy(f"{holder} is writing {printable(str(target))}")
 
 
 def _holder(descriptor: int) -> str:
-    """Return `` (PID)`` of the process that has locked a file, where the system tells it."""
+    """Return who has locked a file, with its process id where the system tells it."""
     found = os.fstat(descriptor)
     place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     with suppress(OSError):
         for line in Path("/proc/locks").read_text().splitlines():
             words = line.split()
             if words[1:2] == ["FLOCK"] and words[5:6] == [place] and words[4] != "0":
-                return f" ({words[4]})"
-    return ""
+                ours = words[4] == str(os.getpid())
+                return "another fetch of this process" if ours else f"another process ({words[4]})"
+    return "another process"

@@ -80,6 +80,8 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     name = dataset.rpartition("/")[2]
     if path is not None and not os.fspath(path):
         raise Usage("the name of the file to write is empty", hint="Give a path after -o.")
+    if not _can_be(name if path is None else path):
+        raise Usage(f"{os.fspath(path or name)!a} cannot be the name of a file")
     with explained(Path("into the current folder")):
         # Not `abspath`, which takes `link/..` for the folder that the link is in.
         target = Path.cwd() / (name if path is None else path)
@@ -92,7 +94,7 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
             f"there is no folder {printable(str(target.parent))} to write into",
             hint="Create it first, or choose another place with -o.",
         )
-    if found not in (0, stat.S_IFREG):
+    if is_special(target):
         raise TargetExists(
             f"{printable(str(target))} is not a regular file, and is never replaced",
             hint="Choose another name with -o; `-o -` writes to standard output.",
@@ -100,6 +102,21 @@ def resolve(path: Path | str | None, dataset: str, *, force: bool) -> Path:
     if not force:
         refuse_existing(target)
     return target
+
+
+def is_special(path: Path | str) -> bool:
+    """Tell whether a path is of what can only be written to: no file, or an open descriptor as
+    ``/dev/stdout``, whose name is never to be replaced."""
+    ways = os.path.realpath(os.path.dirname(path)), os.path.islink(path) and os.readlink(path)
+    open_here = any(str(way).startswith("/proc/") for way in ways)
+    return os.path.exists(path) and (open_here or not os.path.isfile(path))
+
+
+def _can_be(path: Path | str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _kind(path: Path) -> int:
