@@ -25,6 +25,8 @@ PAUSE_SECONDS = 0.3
 BUFFER_BYTES = 12 * MIB
 GOOD_CODES = {0, 3, 5, 6, 7}
 """Well, or for a reason that faults give: 3 is a router just restarted, no connector there yet."""
+NOT_UP = "Python runtime state: core initialized"
+"""What Python itself says when Ctrl-C comes before it has begun with us."""
 SLOW_BYTES = 8 * MIB
 TARGET = "target"
 
@@ -151,8 +153,10 @@ class Slot:
             self._tally.problem(Wrong.NEVER, f"{job.way} hangs: {child.log.read_text()}")
         self._stage.children.end(child)
         said = child.log.read_text(errors="backslashreplace")
-        self._stage.judge_log(child)
-        self._count(run, child.process.returncode)
+        early = signal.SIGINT in run.signals and NOT_UP in said
+        if not early:
+            self._stage.judge_log(child)
+        self._count(run, child.process.returncode, early=early)
         self._tally.told(
             f"{self.name}: {job.way} of {job.dataset.mac[-2:]} {job.dataset.name}:"
             f" {child.process.returncode}, {said.strip()[-160:]!r}"
@@ -180,14 +184,14 @@ class Slot:
                 run.left or run.job.reader == "slowly"
             )
 
-    def _count(self, run: Run, code: int) -> None:
+    def _count(self, run: Run, code: int, *, early: bool) -> None:
         figures = self._tally.of(run.job.way)
         figures.transfers += 1
         sent = signal.SIGKILL in run.signals and code == -signal.SIGKILL
         figures.codes["killed" if sent else str(code)] += 1
         # By the signal itself while Python is not up yet, or already on its way out.
         ended = {130, -signal.SIGINT} if signal.SIGINT in run.signals else set()
-        good = GOOD_CODES | ended
+        good = GOOD_CODES | ended | ({1} if early else set())
         if not sent and code not in good:
             text = (self._stage.folder / f"{self.name}.log").read_text(errors="backslashreplace")
             self._tally.problem(Wrong.CODE, f"{run.job.way}: {code}\n{text}")
@@ -243,6 +247,9 @@ class Slot:
             )
 
     def _kept_now(self) -> journal.Kept | None:
+        part = self.target.with_name(f"{TARGET}.tunnelsync.part")
+        if not part.exists() or part.stat().st_nlink > 1:
+            return None  # it was killed when the target had its name, and the journal still its own
         try:
             return journal.decode(self._journal.read_bytes())
         except FileNotFoundError:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from played_router import MAC, Streaming, client, content, framed, played, stream_headers, streamed
 from tunnelsync.client import Fetched, Record
-from tunnelsync.errors import TargetBusy, TargetExists, WriteFailed
+from tunnelsync.errors import Cancelled, TargetBusy, TargetExists, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES
 
 DATA = content(3 * BLOCK_BYTES)
@@ -89,6 +89,19 @@ async def test_a_cancelled_download_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_fetch_that_is_cancelled_from_within_is_no_success(tmp_path: Path) -> None:
+    def cancelled(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async def whole(request: web.Request) -> web.StreamResponse:
+        return streamed(DATA)
+
+    async with played(whole) as url, client(url) as ts:
+        with pytest.raises(Cancelled):
+            await ts.fetch(MAC, "d", tmp_path, progress=cancelled)
+    assert "d" not in os.listdir(tmp_path)
 
 
 async def test_of_two_at_once_one_wins_whole_and_the_other_says_why(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Real files: a target appears whole or not at all, and is never replaced unasked."""
 
 import os
+import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -177,6 +179,31 @@ def test_a_full_disk_says_so() -> None:
         pytest.raises(WriteFailed, match="disk is full"),
     ):
         Descriptor(full.fileno()).write(0, (b"x",))
+
+
+def test_a_write_that_hangs_goes_to_no_other_file_and_ends_what_it_has(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    sink, data = Descriptor(writer), os.urandom(1 << 20)
+    thread = threading.Thread(target=sink.write, args=(0, (data,)))
+    thread.start()
+    while select.select([], [writer], [], 0)[1]:
+        pass  # until the pipe is full
+    sink.close(keep=False)
+    with (tmp_path / "another").open("wb") as another:
+        os.dup2(another.fileno(), writer)  # as the next file may be that is opened after a close
+        with open(reader, "rb") as pipe:
+            assert pipe.read() == data  # to its end: nobody keeps the pipe open
+        thread.join(10)
+        os.close(writer)
+    assert (tmp_path / "another").read_bytes() == b""
+
+
+def test_a_descriptor_that_is_closed_says_so() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(WriteFailed, match="closed"):
+        Descriptor(writer)
 
 
 def test_a_reader_that_left_says_so() -> None:

@@ -1,7 +1,7 @@
 """`TunnelSync`: the Python API of the client. The command line asks a router by nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,7 +70,8 @@ class TunnelSync:
             fetched = await ts.fetch("cc-28-aa-00-11-22", "data/2024.csv", "2024.csv")
 
     Every method raises a `TunnelSyncError`: the router's own, or one of ours for the way there
-    (`RouterUnreachable`, `BrokenOff`, `Stalled`, `VerificationFailed`, ...). ``settings`` holds
+    (`RouterUnreachable`, `BrokenOff`, `Stalled`, `VerificationFailed`, ...); for an argument of a
+    wrong type Python's `TypeError`, `ValueError` or `AttributeError`. ``settings`` holds
     all the rest; its ``token_file`` is read by the command line only. ``waiting`` is told now and
     then how a request stands that has no answer yet: in line, or how many bytes are uploaded.
     """
@@ -155,7 +156,8 @@ class TunnelSync:
     ) -> Fetched:
         """Write a dataset to an open descriptor, each block once it is verified.
 
-        After an error what was written is a true beginning of the dataset.
+        After an error what was written is a true beginning of the dataset. A write to a reader that
+        does not read is left to its thread when this is cancelled; Python waits for it at its end.
         """
         mac, dataset = _checked(mac, dataset)
         record = self._record(record, mac, dataset, mode)
@@ -209,11 +211,12 @@ class TunnelSync:
 
     async def blocks(
         self, mac: str, dataset: str, *, mode: Mode = Mode.AUTO
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield a dataset's blocks in order (4 MiB, the last one shorter), each verified.
 
         Only the end of the iteration says that they were all: it raises if any is missing. It
-        asks once, and tries nothing again.
+        asks once, and tries nothing again. Who takes nothing for longer than the router's
+        ``idle_seconds`` (60 s) gets `Stalled`: `fetch` first what is to be worked on slowly.
         """
         mac, dataset = _checked(mac, dataset)
         thread = self._threads.take()
@@ -238,13 +241,13 @@ class TunnelSync:
         """Return a whole, verified dataset by mode buffer; `TooLarge` over the router's cap."""
         return b"".join([block async for block in self.blocks(mac, dataset, mode=Mode.BUFFER)])
 
-    async def list(self, mac: str, folder: str = "") -> AsyncIterator[ListEntry]:
+    async def list(self, mac: str, folder: str = "") -> AsyncGenerator[ListEntry, None]:
         """Yield what a folder holds, sorted by name; an empty ``folder`` is the root."""
         async for page in self.pages(mac, folder):
             for entry in page.entries:
                 yield entry
 
-    async def pages(self, mac: str, folder: str = "") -> AsyncIterator[ListAnswer]:
+    async def pages(self, mac: str, folder: str = "") -> AsyncGenerator[ListAnswer, None]:
         """Yield a folder's listing page by page, each with its count of unlisted names."""
         folder = folder.removesuffix("/")
         path = _path(mac_address(mac), f"{check_name(folder)}/" if folder else "")

@@ -19,6 +19,7 @@ from tunnelsync.client.thread import Threads
 from tunnelsync.errors import (
     Broken,
     BrokenOff,
+    Cancelled,
     DatasetChanged,
     PreconditionFailed,
     ProtocolError,
@@ -106,6 +107,9 @@ class Download:
                 (failed,) = await asyncio.gather(noting, return_exceptions=True)
         if isinstance(failed, TunnelSyncError):
             raise failed
+        if not self._here.begun or self._here.plan.missing:
+            # A task group takes this for an end: somebody's progress may raise it, for one.
+            raise Cancelled("a part of the fetch was cancelled before all had come")
 
     async def _work(self, span: Span | None = None) -> None:
         """Bring one span after the other, until none is left."""

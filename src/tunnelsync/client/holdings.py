@@ -200,6 +200,8 @@ class Holdings:
                 self._files.close()
             if self._second is not None:
                 self._second.close()
+            if self.ordered:
+                self._sink.close(keep=False)
 
     async def _let_go(self, *, keep: bool) -> None:
         # What was cancelled in the threads ends all the same, and a record comes before the seal.

@@ -7,6 +7,8 @@ import errno
 import os
 import select
 import stat
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,12 +170,20 @@ class Fleeting:
 
 
 class Descriptor(Fleeting):
-    """An open descriptor, such as standard output: blocks go out as they are proven."""
+    """An open descriptor, such as standard output: blocks go out as they are proven.
+
+    Writes go to a duplicate: one to a reader that does not read outlives a fetch that is cancelled,
+    and the number may be that of another file by then.
+    """
 
     ordered: ClassVar[bool] = True
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        with explained(None):
+            self._descriptor = os.dup(descriptor)
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+        self._writing = threading.Lock()
+        self._given_up = False
 
     def untouched(self) -> bool:
         """Nobody knows."""
@@ -181,8 +191,19 @@ class Descriptor(Fleeting):
 
     def write(self, index: int, parts: Sequence[bytes]) -> None:
         """Write a block; `WriteFailed` when the reader has gone."""
-        with explained(None):
-            write_all(self._descriptor, parts)
+        try:
+            with self._writing, explained(None):
+                write_all(self._descriptor, parts)
+        finally:
+            if self._given_up:
+                self.close(keep=False)
+
+    def close(self, *, keep: bool) -> None:
+        """Close the duplicate, or have the write that is under way do so. Waits for nobody."""
+        self._given_up = True
+        if self._writing.acquire(blocking=False):
+            self._close()
+            self._writing.release()
 
 
 def write_all(descriptor: int, parts: Sequence[bytes]) -> None:
