@@ -14,6 +14,7 @@ from aiohttp import web
 from harness import LISTENING
 from tunnelsync import sockets
 from tunnelsync.dial import http_session
+from tunnelsync.errors import BadSetting
 from tunnelsync.router.listening import listening
 from tunnelsync.settings import RouterSettings
 
@@ -23,6 +24,7 @@ import asyncio, resource, socket, sys
 from aiohttp import web
 from tunnelsync.client.body import DIRECT_READ_BYTES, _Direct
 from tunnelsync.dial import http_session
+from tunnelsync.errors import BadSetting
 from tunnelsync.router.listening import listening
 from tunnelsync.settings import RouterSettings
 
@@ -214,4 +216,13 @@ async def test_neither_what_we_make_to_loopback_nor_what_a_router_accepts_there_
                 assert control_of(transport.get_extra_info("socket")) == "reno"
                 done.set()
     assert accepted == ("reno" if host == "127.0.0.1" else paced)
+    await runner.cleanup()
+
+
+async def test_a_host_that_is_not_known_is_told_in_words() -> None:
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    with pytest.raises(BadSetting, match=r"cannot listen on nosuch\.invalid:0: [A-Z][a-z ]+$"):
+        async with listening(runner, RouterSettings(host="nosuch.invalid", port=0)):
+            pass
     await runner.cleanup()

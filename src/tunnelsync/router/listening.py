@@ -36,7 +36,9 @@ async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIte
         )
     except (OSError, OverflowError) as exc:
         where = f"{settings.host}:{settings.port}"
-        why = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else str(exc)
+        why = str(exc)
+        if isinstance(exc, OSError) and exc.errno:  # below 0 for a name that is not known
+            why = os.strerror(exc.errno) if exc.errno > 0 else exc.strerror or why
         raise BadSetting(
             f"cannot listen on {where}: {why}", hint="Choose another --host or --port."
         ) from None
