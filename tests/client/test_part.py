@@ -483,3 +483,15 @@ def test_with_a_sync_the_disk_begins_when_a_block_is_there(
     assert (tmp_path / "d").read_bytes() == DATA
     whole = [(0, BLOCK_BYTES), (BLOCK_BYTES, BLOCK_BYTES)]  # the rest is synced at once
     assert begun == (whole if sync else [])
+
+
+def test_what_was_appended_to_a_part_file_is_not_published(tmp_path: Path) -> None:
+    left(tmp_path / "d", 0, 1, 2)
+    with (tmp_path / "d.tunnelsync.part").open("ab") as file:
+        file.write(b"x")
+    part = part_of(tmp_path / "d")
+    kept = part.open()
+    assert kept is not None
+    part.begin(VERSION, kept.blocks.items())
+    part.publish(VERSION.modified_ns)
+    assert (tmp_path / "d").read_bytes() == DATA

@@ -11,7 +11,7 @@ import pytest
 
 from tunnelsync.client.journal import Version
 from tunnelsync.client.part import PartFile
-from tunnelsync.client.target import Descriptor, resolve, write_all
+from tunnelsync.client.target import Descriptor, resolve, write_all, write_at
 from tunnelsync.errors import TargetBusy, TargetExists, Usage, WriteFailed
 
 HOLD = """
@@ -171,6 +171,16 @@ def test_many_parts_arrive_whole_and_in_order(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
         write_all(file.fileno(), parts)
     assert (tmp_path / "a").read_bytes() == b"".join(parts)
+
+
+def test_what_the_system_takes_in_small_pieces_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, data = os.pwrite, os.urandom(5000)
+    monkeypatch.setattr(os, "pwrite", lambda fd, part, at: real(fd, bytes(part)[:1000], at))
+    with (tmp_path / "a").open("wb") as file:
+        assert write_at(file.fileno(), 5, (data[:3000], data[3000:])) == 5000
+    assert (tmp_path / "a").read_bytes() == bytes(5) + data
 
 
 def test_a_full_disk_says_so() -> None:
