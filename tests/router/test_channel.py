@@ -88,6 +88,17 @@ async def test_messages_go_in_order_and_the_good_bye_is_the_last(
     assert await heard.get() == "closed with 4001"
 
 
+@pytest.mark.parametrize("reason", ["x" * 500, "ñ" * 500, "x" + "ñ" * 500])
+async def test_a_reason_that_is_too_long_for_a_close_is_cut(
+    held: tuple[SocketLink, "asyncio.Queue[str | bytes]", Held], reason: str
+) -> None:
+    """It may have 123 bytes; one with more would be told as an error of the protocol."""
+    link, heard, here = held
+    link.close(4004, reason)
+    here.done.set()
+    assert await heard.get() == "closed with 4004"
+
+
 async def test_a_queue_that_nobody_empties_is_bounded(
     held: tuple[SocketLink, "asyncio.Queue[str | bytes]", Held],
 ) -> None:

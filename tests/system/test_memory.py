@@ -146,6 +146,10 @@ async def test_connectors_have_a_limit(system: System) -> None:
         await metric_is(url, "tunnelsync_connectors", 1)
         async with played(url, third) as connector:
             await answered(connector)
+        await metric_is(url, "tunnelsync_connectors", 1)
+        # Of those that were here, too, as many are known: the one that came first is forgotten.
+        assert (await wanting(url, third, "sync")).code == "connector_offline"
+        assert (await wanting(url, second.mac, "sync")).code == "connector_unknown"
 
 
 # --- receipts -----------------------------------------------------------------------------------

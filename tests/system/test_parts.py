@@ -8,17 +8,20 @@ import orjson
 import pytest
 
 import raw_http
-from harness import Router
+from harness import Router, System
 from played_connector import (
     PlayedConnector,
     Reply,
+    another_mac,
     held_bytes,
+    played,
     router_alone,
     wanting,
 )
 from played_router import content
 from tunnelsync import protocol
 from tunnelsync.settings import KIB, MIB
+from watched import rss_bytes
 
 ANSWER = orjson.dumps({"data": "x" * 3 * MIB, "status": "success"})
 PART = MIB
@@ -118,6 +121,76 @@ async def test_p5_parts_count_in_the_budget_and_an_end_lets_go_of_them(
     assert await held_bytes(connector.url) == 0
     gone = await part(connector, request_id, 9 * MIB, bytes(MIB), total)
     assert (gone.status, gone.code) == (410, "gone")
+
+
+async def test_each_part_is_a_sign_of_life(system: System) -> None:
+    """Eight parts, a quarter of the deadline from each to the next: twice that in all."""
+    url = system.router(answer_seconds=1).url
+    async with played(url, another_mac()) as connector:
+        client = wanting(url, connector.mac, "sync")
+        request_id = await connector.command("get_dataset")
+        size = len(ANSWER) // 8 + 1
+        for at in range(0, len(ANSWER), size):
+            await asyncio.wait({client}, timeout=0.25)
+            assert (await part(connector, request_id, at, ANSWER[at : at + size])).status == 200
+        assert (await client).body == ANSWER
+
+
+async def test_b5_the_same_part_on_two_connections_counts_once(connector: PlayedConnector) -> None:
+    client = wanting(connector.url, connector.mac, "sync")
+    request_id = await connector.command("get_dataset")
+    path = f"result?request_id={request_id}&offset=0&length={len(ANSWER)}"
+    posts = [await connector.held_post(path, PART) for _ in range(2)]
+    for post in posts:
+        await post.send(ANSWER[: PART - 1])
+    async with asyncio.timeout(20):
+        while await held_bytes(connector.url) < 2 * (PART - 1):
+            pass
+    for post in posts:
+        await post.send(ANSWER[PART - 1 : PART])
+    replies = [await post.reply() for post in posts]
+    assert {reply and reply.status for reply in replies} == {200, 409}
+    assert {reply and reply.value["offset"] for reply in replies} == {PART}
+    assert (await part(connector, request_id, PART, ANSWER[PART:])).status == 200
+    assert (await client).body == ANSWER
+    assert await held_bytes(connector.url) == 0
+
+
+async def test_p7_a_part_that_ends_after_its_client_left_is_gone(
+    connector: PlayedConnector,
+) -> None:
+    client = wanting(connector.url, connector.mac, "sync")
+    request_id = await connector.command("get_dataset")
+    path = f"result?request_id={request_id}&offset=0&length={len(ANSWER)}"
+    post = await connector.held_post(path, PART)
+    await post.send(ANSWER[: PART - 1])
+    async with asyncio.timeout(20):
+        while not await held_bytes(connector.url):
+            pass
+    client.cancel()
+    assert (await connector.hear())["command"] == "cancel"
+    await post.send(ANSWER[PART - 1 : PART])
+    reply = await post.reply()
+    assert reply is not None
+    assert (reply.status, reply.code) == (410, "gone")
+    assert await held_bytes(connector.url) == 0
+
+
+async def test_p7_parts_of_results_that_nobody_wants_any_more_leave_the_memory(
+    system: System,
+) -> None:
+    """Only their receipts stay: of 40 results of 8 MiB, not 320 MiB."""
+    router = system.router(buffers_bytes=64 * MIB)
+    async with played(router.url, another_mac()) as connector:
+        before = rss_bytes(router)
+        for _ in range(40):
+            client = wanting(router.url, connector.mac, "sync")
+            request_id = await connector.command("get_dataset")
+            reply = await part(connector, request_id, 0, b"x" * 8 * MIB, 16 * MIB)
+            assert reply == Reply(200, {"offset": 8 * MIB})
+            client.cancel()
+            assert (await connector.hear())["command"] == "cancel"
+        assert rss_bytes(router) - before < 100 * MIB
 
 
 async def test_an_error_may_come_in_parts_too(connector: PlayedConnector) -> None:

@@ -214,4 +214,5 @@ async def test_b12_a_connector_that_does_not_come_back_is_a_break(system: System
         assert not is_whole(answer)
         told = await receipt(connector, request_id)
         assert (told["outcome"], told["error"]["code"]) == ("broken", "broken_off")
+        assert "0.3 s" in told["error"]["message"]
         assert (await connector.chunk(request_id, 1000, BODY[1000:])).status == 410

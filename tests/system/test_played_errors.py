@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from harness import System
+from harness import System, wait_until
 from held import HeldGet
 from played_connector import (
     PlayedConnector,
@@ -29,6 +31,7 @@ from tunnelsync.protocol import (
 )
 from tunnelsync.settings import KIB, MIB
 from tunnelsync.wire import dumps
+from watched import descriptors
 
 BODY = content(3000)
 
@@ -276,23 +279,61 @@ async def test_what_a_receipt_keeps_is_short(connector: PlayedConnector) -> None
     assert len(dumps(await receipt(connector, request_id))) < 10_000
 
 
-async def test_a_client_that_does_not_read_its_listing_is_cut_off(system: System) -> None:
-    count = 8000  # 30 MB, more than connections hold
-    router = system.router(idle_seconds=1, result_bytes=64 * MIB, list_entries=count)
+@asynccontextmanager
+async def unread_listing(
+    system: System, **limits: Any
+) -> AsyncIterator[tuple[PlayedConnector, HeldGet, str]]:
+    """A listing of 30 MB, more than connections hold, and a client that does not read it yet."""
+    count = 8000
+    router = system.router(result_bytes=64 * MIB, list_entries=count, **limits)
     async with played(router.url, another_mac()) as connector:
         entries = [{"name": "n" * 3900 + str(number), "kind": "folder"} for number in range(count)]
         asked = asyncio.to_thread(HeldGet, router.url, f"/datasets/{connector.mac}/")
         client = asyncio.create_task(asked)
         request_id = await connector.command("list_datasets")
-
-        async def page() -> AsyncIterator[bytes]:
-            yield dumps({"entries": entries})
-
-        reply = await connector.post("result", page(), request_id=request_id)
+        listing = dumps({"entries": entries})
+        reply = await connector.post("result", listing, request_id=request_id)
         assert reply.status == 200
+        with await client as get:
+            yield connector, get, request_id
+
+
+async def test_a_client_that_does_not_read_its_listing_is_cut_off(system: System) -> None:
+    async with unread_listing(system, idle_seconds=1) as (connector, _, request_id):
+        said = await receipt(connector, request_id)
+        assert (said["outcome"], said["error"]["code"]) == ("timed_out", "stalled")
+
+
+async def test_an_error_after_the_result_is_refused_and_the_client_gets_all(
+    system: System,
+) -> None:
+    async with unread_listing(system) as (connector, get, request_id):
+        late = await connector.complete(request_id, error=CHANGED)
+        assert (late.status, late.code) == (409, "conflict")
+        _, is_all = await asyncio.to_thread(get.rest)
+        assert is_all
+        assert (await receipt(connector, request_id))["outcome"] == "delivered"
+
+
+async def test_a_client_that_does_not_read_is_cut_off_after_an_error(system: System) -> None:
+    router = system.router(zero_copy=False)  # so some of it waits in the router
+    async with played(router.url, another_mac()) as connector:
+        await still_works(connector)
+        idle = descriptors(router)
+        asked = asyncio.to_thread(HeldGet, router.url, f"/datasets/{connector.mac}/d")
+        client = asyncio.create_task(asked)
+        request_id = await connector.command("get_dataset_stream")
+        await connector.init(request_id, 64 * MIB)
+        held = await connector.held_chunk(request_id, 0, 64 * MIB)
+        sending = asyncio.create_task(held.send(bytes(48 * MIB)))
         with await client:
-            said = await receipt(connector, request_id)
-            assert (said["outcome"], said["error"]["code"]) == ("timed_out", "stalled")
+            assert (await connector.complete(request_id, error=CHANGED)).status == 200
+            assert (await receipt(connector, request_id))["error"]["code"] == "dataset_changed"
+            await asyncio.to_thread(
+                wait_until, lambda: descriptors(router) <= idle, 20, "the router to cut it off"
+            )
+        with suppress(ConnectionError):
+            await sending
 
 
 async def test_a_head_that_does_not_come_is_not_waited_for(system: System) -> None:

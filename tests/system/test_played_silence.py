@@ -89,6 +89,21 @@ async def test_l2_an_upload_that_stops_is_broken_off(system: System) -> None:
         assert ended is None or ended.status == 410
 
 
+async def test_l2_words_do_not_keep_an_upload_alive_that_stops(system: System) -> None:
+    url = system.router(idle_seconds=1.5, answer_seconds=60).url
+    async with played(url, another_mac()) as connector:
+        client = wanting(url, connector.mac)
+        request_id = await connector.command("get_dataset_stream")
+        await connector.chunk(request_id, 0, BODY[:1000], init=init(request_id, 3000))
+        async with asyncio.timeout(10):
+            while not client.done():
+                await connector.say(Progress(request_id, "reading", 1))
+                await asyncio.wait({client}, timeout=0.1)
+        assert (await client).body == BODY[:1000]
+        told = await receipt(connector, request_id)
+        assert (told["outcome"], told["error"]["code"]) == ("timed_out", "stalled")
+
+
 async def test_without_a_closing_word_what_came_whole_is_delivered(system: System) -> None:
     url = system.router(complete_seconds=0.3).url
     async with played(url, another_mac()) as connector:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from aiohttp import WSMsgType
 
 import raw_http
 from harness import Router, System
@@ -18,6 +19,7 @@ from played_router import blocks_of, content, framed
 from played_transfer import decoded, receipt, still_works
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import (
+    CLOSE_CLASH,
     CLOSE_PROTOCOL,
     CLOSE_REPLACED,
     Ack,
@@ -273,6 +275,56 @@ async def test_l8_a_transfer_that_flows_outlives_the_socket_and_its_grace(system
         await still_works(connector)
 
 
+async def test_l8_a_connector_that_came_back_outlives_the_grace(system: System) -> None:
+    """One that was lost later is given up: the grace of the first would be over before."""
+    router = system.router(return_grace_seconds=0.5)
+    async with played(router.url, another_mac()) as first, played(router.url, another_mac()) as two:
+        await first.lose()
+        await until(first, "returning", 0)
+        await first.connect()
+        await two.lose()
+        await until(two, "offline", 0)
+        assert await state_of(first) == ("connected", 0)
+        await still_works(first)
+
+
+async def test_l8_a_command_whose_client_left_meanwhile_does_not_come(
+    connector: PlayedConnector,
+) -> None:
+    clients = [wanting(connector.url, connector.mac, "sync") for _ in range(2)]
+    ids = [await connector.command("get_dataset", ack=False) for _ in clients]
+    await connector.lose()
+    await until(connector, "returning", 2)
+    clients[0].cancel()
+    await until(connector, "returning", 1)
+    await connector.connect()
+    left = await connector.command("get_dataset")
+    assert left in ids
+    await still_works(connector)
+    await connector.result(left, {"data": "x"})
+    assert (await clients[1]).json() == {"data": "x"}
+
+
+async def test_l6_swaps_are_forgotten_after_the_window(system: System) -> None:
+    router = system.router(clash_swaps=1, clash_window_seconds=2, heartbeat_seconds=60)
+    async with played(router.url, another_mac()) as first, first.another() as second:
+        await second.connect()
+        assert await first.close_code() == CLOSE_REPLACED
+        codes = []
+        async with asyncio.timeout(20):
+            while second.socket.close_code is None:
+                third = first.another()
+                async with third:
+                    await third.open()
+                    await third.say(third.hello())
+                    heard = await third.socket.receive()
+                    codes.append(heard.data if heard.type is WSMsgType.CLOSE else 0)
+                    if not codes[-1]:
+                        break
+        assert codes[0] == CLOSE_CLASH
+        assert codes[-1] == 0
+
+
 async def test_l6_another_process_replaces_and_both_commands_in_flight_end(
     connector: PlayedConnector,
 ) -> None:
@@ -311,3 +363,14 @@ async def test_l2_a_connector_that_takes_no_more_commands_is_told_as_busy(
     assert (answer.status, answer.code) == (503, "connector_busy")
     assert (await connector.hear())["command"] == "cancel"
     await still_works(connector)
+
+
+async def test_a_fault_that_comes_late_does_not_end_what_flows(connector: PlayedConnector) -> None:
+    client = wanting(connector.url, connector.mac)
+    request_id = await connector.command("get_dataset_stream")
+    await connector.chunk(request_id, 0, BODY[:1000], init=init(request_id, 3000))
+    await connector.say(Fault("bad_request", "what was that?", request_id))
+    await still_works(connector)  # so the fault was read
+    await connector.chunk(request_id, 1000, BODY[1000:])
+    await connector.complete(request_id)
+    assert (await client).body == BODY

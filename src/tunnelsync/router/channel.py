@@ -32,6 +32,8 @@ log = logging.getLogger("tunnelsync.router")
 
 SPARE_MESSAGES = 64
 """Room in the queue for messages that are no commands: the welcome, faults, cancels."""
+REASON_BYTES = 123
+"""What the frame of a good-bye has room for beside its code."""
 IN_A_ROW = 16
 """So many messages of one connector are taken before others get their turn."""
 UNREAD_BYTES = 64 * 1024
@@ -136,7 +138,8 @@ class SocketLink:
                 async with asyncio.timeout(self._settings.ack_seconds):
                     if isinstance(good_bye := self._waiting[0], tuple):
                         code, reason = good_bye
-                        await self._socket.close(code=code, message=reason.encode()[:120])
+                        fits = reason.encode()[:REASON_BYTES].decode(errors="ignore").encode()
+                        await self._socket.close(code=code, message=fits)
                         return
                     if self._transport is None or self._transport.is_closing():
                         return
