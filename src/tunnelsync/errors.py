@@ -53,6 +53,7 @@ class TunnelSyncError(Exception):
         self.message = message
         self.hint = self.next_step if hint is None else hint
         self.retry_after_seconds: int | None = None  # as the router said, to a client
+        self.request_id: str | None = None  # of the transfer, as router and connector log it
 
     def to_wire(self) -> dict[str, str]:
         """Return ``{"code", "message", "hint"}``, the ``error`` member of an error answer."""

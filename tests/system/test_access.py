@@ -1,10 +1,11 @@
 """Faults of who may do what: at a real router, with real tokens, and a connector that cheats."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from held import HeldGet
 from raw_http import Answer
 from tunnelsync import protocol
 from tunnelsync.cli.logs import BURST_LINES
-from tunnelsync.identity import Mac, Role, dump_tokens, new_token, parse_tokens
-from tunnelsync.settings import GIB, MIB
+from tunnelsync.identity import Grant, Mac, Role, dump_tokens, new_token, parse_tokens
+from tunnelsync.router.access import Access
+from tunnelsync.settings import GIB, MIB, RouterSettings
 
 OTHER = "cc-28-aa-00-11-33"
 CLIENT_ENDS = [
@@ -513,6 +515,31 @@ def test_a_tokens_file_that_vanishes_leaves_the_old_tokens(system: System, keys:
     system.processes[0].wait_for_line("cannot read the tokens file.*stay valid")
     assert raw_http.ask(system.url, "GET", "/connectors", bearer(keys.client)).status == 200
     assert raw_http.ask(system.url, "GET", "/connectors").status == 401
+
+
+async def test_a_revocation_that_could_not_be_read_at_once_holds_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file does not change again; what failed was this process, or its permissions."""
+    path = tmp_path / "tokens.json"
+    grants = [new_token(Role.CLIENT)[1] for _ in range(2)]
+    path.write_bytes(dump_tokens(grants))
+    access = Access(RouterSettings(tokens=str(path)))
+    read_bytes, failures = Path.read_bytes, [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    def read(self: Path) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    changes: asyncio.Queue[Mapping[str, Grant]] = asyncio.Queue()
+    watching = asyncio.create_task(access.watch(0.01, changes.put_nowait))
+    path.write_bytes(dump_tokens(grants[:1]))
+    assert list((await asyncio.wait_for(changes.get(), 20)).values()) == grants[:1]
+    watching.cancel()
+    assert not failures
+    assert caplog.text.count("Too many open files") == 1
 
 
 def test_a_router_does_not_start_with_a_tokens_file_that_is_wrong(system: System) -> None:

@@ -146,7 +146,8 @@ def failure(error: BaseException) -> int:
         if not _as_json:
             _tell(known)
         else:
-            json(error_answer(_encodable(known)))
+            about = {"request_id": known.request_id} if known.request_id else {}
+            json(error_answer(_encodable(known)) | about)
             _flush_stdout()
     except WriteFailed:
         _silence()
@@ -159,6 +160,8 @@ def _tell(error: TunnelSyncError) -> None:
     say(f"error: {error.message}")
     if error.hint:
         say(f"  hint: {error.hint}")
+    if error.request_id:
+        say(f"  transfer: {error.request_id}, in the logs of router and connector, too")
 
 
 def usage_error(error: click.ClickException) -> int:

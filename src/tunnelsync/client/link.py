@@ -100,7 +100,11 @@ class Link:
             waited = f"{self.settings.answer_seconds:g} s"
             raise TimedOut(f"the router did not answer within {waited}") from None
         async with response:
-            yield response
+            try:
+                yield response
+            except TunnelSyncError as error:
+                error.request_id = error.request_id or response.headers.get(protocol.H_REQUEST_ID)
+                raise
 
     async def _answered(self, method: str, path: str, message: object) -> ClientResponse:
         """Return the answer, at once or when a transfer that was answered 202 has one."""
@@ -216,6 +220,7 @@ class Link:
                 f"{answered}, and not as a TunnelSync router does", hint=NotARouter.next_step
             )
         error.retry_after_seconds = _retry_after(response)
+        error.request_id = response.headers.get(protocol.H_REQUEST_ID)
         return error
 
 

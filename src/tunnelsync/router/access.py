@@ -42,7 +42,7 @@ class Access:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._path = Path(settings.tokens) if settings.tokens else None
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, int, int]
         self._grants: Mapping[str, Grant] | None = None
         self._key = secrets.token_bytes(blake3.key_size)
         if self._path is not None:
@@ -95,30 +95,42 @@ class Access:
         grant = request[GRANT]
         return _label(grant.sha256 if grant else request.remote or "", self._key)
 
+    def whom(self, request: web.Request) -> str:
+        """Return who a client is, for whoever runs the router: its address and its token's id."""
+        grant, address = request[GRANT], request.remote or "nowhere"
+        return f"{address} (token {grant.id})" if grant else address
+
     async def watch(
         self, every_seconds: float, on_change: Callable[[Mapping[str, Grant]], None]
     ) -> None:
-        """Look at the tokens file for ever; a file that is wrong leaves what was valid."""
+        """Look at the tokens file for ever; a file that is wrong leaves what was valid.
+
+        It is read until it was understood once since its last change: what failed may have been
+        this process, or the file's permissions.
+        """
+        told = ""
         while self._path is not None:
             await asyncio.sleep(every_seconds)
-            stamp = await asyncio.to_thread(self._stat)
-            if stamp == self._stamp:
-                continue
-            self._stamp = stamp
             try:
+                stamp = await asyncio.to_thread(self._stat)
+                if stamp == self._stamp:
+                    continue
                 self._grants = await asyncio.to_thread(self._read)
             except BadSetting as error:
-                log.error("%s; the tokens read before stay valid", error.message)
+                if error.message != told:
+                    log.error("%s; the tokens read before stay valid", error.message)
+                told = error.message
                 continue
+            self._stamp, told = stamp, ""
             log.info("tokens file read: %d tokens", len(self._grants))
             on_change(self._grants)
 
-    def _stat(self) -> tuple[int, int, int] | None:
+    def _stat(self) -> tuple[int, int, int]:
         assert self._path is not None
         try:
             found = self._path.stat()
-        except OSError:
-            return None
+        except OSError as exc:
+            raise self._unreadable(exc) from None
         return found.st_mtime_ns, found.st_ino, found.st_size
 
     def _read(self) -> Mapping[str, Grant]:
@@ -126,10 +138,11 @@ class Access:
         try:
             return parse_tokens(self._path.read_bytes())
         except OSError as exc:
-            path = printable(str(self._path))
-            what = f"cannot read the tokens file {path}: {exc.strerror}"
-            hint = "`tunnelsync token create` makes one, and --tokens names it."
-            raise BadSetting(what, hint=hint) from None
+            raise self._unreadable(exc) from None
+
+    def _unreadable(self, error: OSError) -> BadSetting:
+        what = f"cannot read the tokens file {printable(str(self._path))}: {error.strerror}"
+        return BadSetting(what, hint="`tunnelsync token create` makes one, and --tokens names it.")
 
 
 ACCESS: web.AppKey[Access] = web.AppKey("access", Access)

@@ -15,6 +15,7 @@ from tunnelsync import protocol, signals
 from tunnelsync.errors import (
     BadRequest,
     Cancelled,
+    ConnectorUnknown,
     Draining,
     Forbidden,
     Internal,
@@ -22,6 +23,7 @@ from tunnelsync.errors import (
     TooLarge,
     TunnelSyncError,
     Unauthorized,
+    Unavailable,
 )
 from tunnelsync.objects import origin
 from tunnelsync.router import (
@@ -59,6 +61,8 @@ DATASETS = "/datasets/{rest:(?!request-|result$|batch$|stream/)(?s:.*)}"
 """All that is no other address: what it is, is judged on the raw path."""
 LAST_WORDS_SECONDS = 1.0
 """What a client gets to hear why its transfer does not end, when the router stops."""
+NO_TRANSFER = Unauthorized, Forbidden, ConnectorUnknown, Unavailable
+"""What the log tells of a request that began no transfer, whose end would be told."""
 LINGER_SECONDS = 2.0
 """After an early refusal, so long the rest of a request's body is read and thrown away."""
 
@@ -122,23 +126,28 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     """Return the answer to a request, unless one was begun that cannot be ended cleanly."""
     # A connector gets no body of what its socket is refused with, as nobody does of a HEAD.
     bodyless = request.method == "HEAD" or "Upgrade" in request.headers
-    refused = partial(error_answer, in_header=bodyless)
+
+    def refused(error: TunnelSyncError) -> web.Response:
+        request.app[ROUTER].errors[error.code] += 1
+        return error_answer(error, in_header=bodyless)
+
     try:
         return await handler(request)
     except (TunnelSyncError, ConnectionError) as error:
         # It is kept with the receipt, and its frames hold the answer, or what of it was on its way.
         error.__traceback__ = error.__context__ = error.__cause__ = None
-        if STARTED in request:
-            begun: web.StreamResponse = request[STARTED]
-            return begun
-        if isinstance(error, Unauthorized | Forbidden):
-            what = f"{request.method} {request.raw_path.partition('?')[0][:100]}"
-            kind = {"kind": error.code}  # guessed tokens do not hide wrong ones from the log
-            log.warning("refused %s from %s: %s", what, request.remote, error.message, extra=kind)
         if isinstance(error, ConnectionError):
             # It reaches nobody; raised, it would be logged as a defect of ours.
             error = Cancelled("the client's connection broke")
-        return refused(error)
+        answer = refused(error)
+        if STARTED in request:
+            begun: web.StreamResponse = request[STARTED]
+            return begun
+        if isinstance(error, NO_TRANSFER) and TRANSFER not in request:
+            what = f"{request.method} {request.raw_path.partition('?')[0][:100]}"
+            kind = {"kind": error.code}  # guessed tokens do not hide wrong ones from the log
+            log.warning("refused %s from %s: %s", what, request.remote, error.message, extra=kind)
+        return answer
     except web.HTTPRequestEntityTooLarge as error:
         return refused(TooLarge(error.text or "the request is too large"))
     except web.HTTPMethodNotAllowed as error:
@@ -176,7 +185,8 @@ async def _unnamed(request: web.Request, response: web.StreamResponse) -> None:
 async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     """Serve until a signal. The first one drains; returns False if a second one cut that short.
 
-    Raises `BadSetting` for an address it cannot listen on, or settings that do not fit.
+    Raises `BadSetting` for an address it cannot listen on, or settings that do not fit; and
+    `Internal` after a defect that stopped it.
     """
     access = Access(settings)
     server_log.addFilter(_without_its_text)
@@ -223,6 +233,8 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
             switchboard.close()
     finally:
         await runner.cleanup()
+    if any(task.done() and not task.cancelled() and task.exception() for task in tasks):
+        raise Internal("a task of the router failed; its log has the details")
     return clean
 
 

@@ -89,7 +89,8 @@ def asking(
 
     A command that takes a place there says whose it is, so that places are shared fairly.
     """
-    label = request.app[ACCESS].label(request)
+    access = request.app[ACCESS]
+    label = access.label(request)
 
     def labelled(request_id: str) -> Command:
         made = command(request_id)
@@ -97,6 +98,7 @@ def asking(
 
     with request.app[ROUTER].switchboard.ask(mac, name, mode, labelled) as transfer:
         request[TRANSFER] = transfer
+        transfer.whom = access.whom(request)
         yield transfer
 
 

@@ -1,5 +1,6 @@
 """What the handlers of one router share."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -54,6 +55,8 @@ class Router:
     answers: Budget
     heartbeat: Heartbeat
     draining: bool = False
+    errors: Counter[str] = field(default_factory=Counter)
+    """How many requests ended with each code."""
     detached: dict[str, Detached] = field(default_factory=dict)
 
     def budget(self, command: Command) -> Budget:

@@ -123,6 +123,12 @@ class RouterCollector(Collector):
         for labels, count in tally.ended.items():
             ended.add_metric(labels, count)
         yield ended
+        errors = CounterMetricFamily(
+            "tunnelsync_errors", "Requests that ended with an error, by its code.", labels=("code",)
+        )
+        for code, count in self._router.errors.items():
+            errors.add_metric((code,), count)
+        yield errors
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -292,11 +292,12 @@ class Switchboard:
         """Book a transfer that has ended, and tell its connector if it does not know."""
         self.transfers.retire(transfer)
         log.info(
-            "transfer %s: %s of %s from %s: %s, %d bytes in %.3f s%s",
+            "transfer %s: %s of %s from %s to %s: %s, %d bytes in %.3f s%s",
             transfer.request_id,
             transfer.mode_used or transfer.mode,
             protocol.printable(transfer.dataset),
             transfer.mac,
+            transfer.whom,
             transfer.outcome,
             transfer.written,
             transfer.seconds,

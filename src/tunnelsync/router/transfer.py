@@ -66,6 +66,7 @@ class Transfer:
         self.said = Said()
         self.written = 0
         self.progress: protocol.Progress | None = None
+        self.whom = ""
         self.ended = asyncio.Event()
         self.connector_knows = False
         self.deadline = Deadline()
