@@ -344,6 +344,19 @@ def test_b10_who_holds_it_is_named_and_loses_nothing(tmp_path: Path) -> None:
     assert found(tmp_path / "d") == {0}
 
 
+def test_b10_who_holds_it_in_another_container_has_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, read = part_of(tmp_path / "d"), Path.read_text
+    holder.open()
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: read(path).replace(f" {os.getpid()} ", " 0 ")
+    )
+    with pytest.raises(TargetBusy, match="another process is writing"):
+        part_of(tmp_path / "d").open()
+    holder.close(keep=False)
+
+
 def test_b7_killed_between_the_two_names_the_target_stays_and_its_other_name_goes(
     tmp_path: Path,
 ) -> None:
