@@ -212,6 +212,7 @@ def test_n3_what_moves_a_cursor_is_escaped(name: str) -> None:
         {"coding": "gzip"},
         {"offset": -1},
         {"length": -1},
+        {"segments_from": -1},
         {"offset": "0"},
         {"accept": "stream"},
         {"mac": None},

@@ -218,6 +218,25 @@ async def hold(process: asyncio.subprocess.Process, part: Path) -> None:
     assert process.returncode is None
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_no_descriptor_that_was_closed_becomes_that_of_another_file(
+    tmp_path: Path, number: int
+) -> None:
+    async with played(Hanging()) as url:
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", f'exec "$0" "$@" {number}>&-'),
+            *(sys.executable, "-m", "tunnelsync", "fetch", "--router", url, MAC, "d"),
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+        await hold(process, tmp_path / "d.tunnelsync.part")
+        assert os.readlink(f"/proc/{process.pid}/fd/{number}") == os.devnull
+        process.send_signal(signal.SIGINT)
+        assert (await ended(process)).code == 130
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
 )

@@ -1,6 +1,7 @@
 """The other commands as processes: what they print, and what they leave."""
 
 import asyncio
+import fcntl
 import json as stdlib_json
 import os
 import stat
@@ -10,7 +11,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from cli.ran import ran
+from cli.ran import ended, ran, started
 from played_router import MAC, content, digests_of, json, played
 from tunnelsync import frames
 from tunnelsync.cli import COMMANDS
@@ -139,6 +140,34 @@ async def test_a_token_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     left = [one.role for one in parse_tokens(path.read_bytes()).values()]
     assert (gone.code, left) == (0, ["connector"])
     assert (await ran("token", "revoke", grant.id, cwd=tmp_path)).code == 3
+
+
+async def test_a_tokens_file_is_changed_by_one_at_a_time_where_it_really_is(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.json").symlink_to("real/tokens.json")
+    path = tmp_path / "real" / "tokens.json"
+    create = ("token", "create", "--role", "client", "--tokens", "link.json")
+    assert (await ran(*create, cwd=tmp_path)).code == 0
+    before = path.read_bytes()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        second = await started(*create, cwd=tmp_path)
+        async with asyncio.timeout(20):
+            while second.returncode is None and not waits_for_a_lock(second.pid):
+                await asyncio.sleep(0.01)
+        assert (second.returncode, path.read_bytes()) == (None, before)
+    finally:
+        os.close(folder)
+    assert (await ended(second)).code == 0
+    assert len(parse_tokens(path.read_bytes())) == 2
+    assert (tmp_path / "link.json").is_symlink()
+
+
+def waits_for_a_lock(pid: int) -> bool:
+    """Tell whether a process waits until another one gives up its lock."""
+    lines = map(str.split, Path("/proc/locks").read_text().splitlines())
+    return any(words[1:3] == ["->", "FLOCK"] and words[5] == str(pid) for words in lines)
 
 
 @pytest.mark.parametrize(

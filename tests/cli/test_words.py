@@ -197,6 +197,17 @@ def test_a_dataset_that_is_here_is_told_though_its_receipt_is_not(
     assert (tmp_path / "a").stat().st_size == 1000
 
 
+def test_a_receipt_that_cannot_be_written_leaves_nothing(ready: System, tmp_path: Path) -> None:
+    make_file(tmp_path / "datasets" / "empty", 0)
+    (tmp_path / "out").mkdir()
+    target, receipt = tmp_path / "out" / "empty", tmp_path / "out" / "r"
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *COMMAND]
+    words = ["--router", ready.url, MAC, "empty", "-o", str(target), "--receipt", str(receipt)]
+    done = told_beside([*limited, "fetch", *words], None)
+    assert (done.returncode, "File too large" in done.stderr) == (7, True)
+    assert os.listdir(tmp_path / "out") == ["empty"]
+
+
 def into_full(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command whose standard output takes nothing."""
     with open("/dev/full", "w") as full:

@@ -277,6 +277,22 @@ def test_b10_the_journal_of_the_next_process_is_not_removed(path: Path) -> None:
     assert Journal(path, 1 << 20).read() == kept({1: one(1), 2: one(2)})
 
 
+def test_a_link_that_was_planted_beside_it_is_not_written_through(path: Path) -> None:
+    theirs = path.with_name("far")
+    theirs.write_bytes(b"precious")
+    path.with_suffix(".new").symlink_to("far")
+    with pytest.raises(OSError, match="symbolic links"):
+        Journal(path, 1 << 20).begin(kept())
+    assert theirs.read_bytes() == b"precious"
+
+
+def test_one_that_cannot_be_begun_leaves_nothing_beside_it(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        Journal(path, 1 << 20).begin(kept())
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_b8_an_append_that_fails_leaves_it_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """A part file and its journal on real disks: names, crowds, full disks, and the order of things."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from changes import edit
 from played_router import MAC, Streaming, client, content, digests_of, played
 from tunnelsync.client.journal import Journal, Kept, Origin, Version, encode
-from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX, PartFile
+from tunnelsync.client.part import JOURNAL_SUFFIX, SECOND_NS, SUFFIX, PartFile
 from tunnelsync.errors import TargetBusy, TargetExists, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, digest
 from tunnelsync.protocol import Mode
@@ -92,6 +93,28 @@ def test_b4_what_a_run_left_is_trusted_unseen_until_anybody_touches_it(
     assert found(tmp_path / "d") == {0, 1}
 
 
+def test_a_seal_says_nothing_where_times_are_whole_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit in the second of the seal would not be seen."""
+    left(tmp_path / "d", 0)
+    fstat = os.fstat
+
+    def coarse(descriptor: int) -> os.stat_result:
+        found = fstat(descriptor)
+        whole = found.st_ctime_ns // SECOND_NS * SECOND_NS
+        return os.stat_result(tuple(found), {"st_ctime_ns": whole})
+
+    monkeypatch.setattr(os, "fstat", coarse)
+    part = part_of(tmp_path / "d", sync=True)
+    kept = part.open()
+    assert kept is not None
+    part.begin(VERSION, kept.blocks.items())
+    part.seal()
+    part.close(keep=True)
+    assert not sealed(tmp_path / "d")
+
+
 def found(target: Path, **changes: Any) -> set[int] | None:
     """Return the blocks that the next run begins with, and leave all as it was."""
     part = part_of(target, **changes)
@@ -150,6 +173,24 @@ def test_b4_without_its_journal_a_part_file_is_emptied(tmp_path: Path) -> None:
     left(tmp_path / "d", 0)
     (tmp_path / f"d{JOURNAL_SUFFIX}").unlink()
     begun(tmp_path / "d")
+
+
+def test_b10_a_part_file_that_was_replaced_before_it_was_locked_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        copied(tmp_path / f"d{SUFFIX}")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    part = part_of(tmp_path / "d")
+    part.open()
+    with pytest.raises(TargetBusy):  # for it is the file of that name that is locked
+        part_of(tmp_path / "d").open()
+    part.close(keep=False)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -301,6 +342,19 @@ def test_b10_who_holds_it_is_named_and_loses_nothing(tmp_path: Path) -> None:
         part_of(tmp_path / "d", restart=True).open()
     holder.close(keep=True)
     assert found(tmp_path / "d") == {0}
+
+
+def test_b10_who_holds_it_in_another_container_has_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, read = part_of(tmp_path / "d"), Path.read_text
+    holder.open()
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: read(path).replace(f" {os.getpid()} ", " 0 ")
+    )
+    with pytest.raises(TargetBusy, match="another process is writing"):
+        part_of(tmp_path / "d").open()
+    holder.close(keep=False)
 
 
 def test_b7_killed_between_the_two_names_the_target_stays_and_its_other_name_goes(

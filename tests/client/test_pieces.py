@@ -17,6 +17,7 @@ from played_router import MAC, MODIFIED_NS, content, digests_of, json, played
 from tunnelsync import frames, protocol
 from tunnelsync.client import TunnelSync, offload
 from tunnelsync.client.journal import Version
+from tunnelsync.client.link import Link
 from tunnelsync.client.offload import Known, _Run
 from tunnelsync.client.pieces import FAR_SECONDS, Offer, Piece
 from tunnelsync.errors import (
@@ -30,6 +31,7 @@ from tunnelsync.errors import (
     VerificationFailed,
 )
 from tunnelsync.frames import BLOCK_BYTES
+from tunnelsync.identity import mac_address
 from tunnelsync.protocol import Mode
 from tunnelsync.settings import ClientSettings
 
@@ -181,6 +183,15 @@ async def test_an_address_that_has_expired_is_asked_for_again(tmp_path: Path) ->
     assert line.asked.count(2 * STEP) == 2
 
 
+async def test_an_address_is_asked_for_again_before_it_expires() -> None:
+    line, clock = Line(lambda answer: answer | {"expires_seconds": 100}), asyncio.get_running_loop()
+    line.url = "http://127.0.0.1:9"
+    async with played(line.router) as url, Link(ClientSettings(router=url)) as link:
+        began = clock.time()
+        got = await Known(link, mac_address(MAC), "d").ask(0, None)
+        assert began + 50 < got.renew_at < clock.time() + 100
+
+
 async def test_a_connector_that_is_not_back_yet_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +335,15 @@ async def test_an_answer_that_is_not_right_is_refused(
     assert type(caught.value) is error
     assert "geheim" not in caught.value.message + caught.value.hint
     assert not (tmp_path / "d").exists()
+
+
+async def test_a_size_beyond_all_measure_is_refused_before_the_store_is_asked(
+    tmp_path: Path,
+) -> None:
+    line = Line(lambda answer: answer | {"size": 2**62})
+    with pytest.raises(ProtocolError, match="digests_bytes"):
+        await line.fetch(tmp_path / "d")
+    assert (line.asked, line.got) == ([0], [])
 
 
 @pytest.mark.parametrize(

@@ -195,13 +195,22 @@ def test_M2_no_header_makes_it_raise_or_leave_the_dataset(
     assert got == select(replace(conditions), size=size, etag=ETAG, mtime_ns=mtime_ns)
 
 
-@given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 200))
+small, any_size = st.integers(0, 200), st.integers(0, 2**63 - 1)
+
+
+@given(small | any_size, small | any_size, small | any_size)
+@example(10**9, 10**9, 10**10)
+@example(2**62, 2**62, 2**63 - 1)
 def test_a_range_is_what_a_slice_would_be(first: int, more: int, size: int) -> None:
-    data = bytes(i % 251 for i in range(size))
-    got = selected(size=size, range=f"bytes={first}-{first + more}")
-    part = data[first : first + more + 1]
-    assert (got.status == 206) == bool(part)
-    assert data[got.offset : got.offset + got.length] == part
+    data = range(size)
+    for wanted, part in (
+        (f"{first}-{first + more}", data[first : first + more + 1]),
+        (f"{first}-", data[first:]),
+        (f"-{first}", data[max(0, size - first) :]),
+    ):
+        got = selected(size=size, range=f"bytes={wanted}")
+        assert (got.status == 206) == bool(part)
+        assert data[got.offset : got.offset + got.length] == part
 
 
 SIZE = 2 * BLOCK_BYTES + 5

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from played_connector_router import (
     served,
     settings_for,
 )
-from tunnelsync import __version__, protocol
+from tunnelsync import __version__, backoff, protocol
 from tunnelsync.connector import session
 from tunnelsync.errors import BadMac, BadSetting, PlaintextRefused
 from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream, ListDatasets
@@ -197,11 +198,30 @@ async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
     async with connected(settings_for(router, folder, backoff_refused_seconds=0.3)):
         ws = await router.socket()
         loop = asyncio.get_running_loop()
-        await ws.close(code=code)
         began = loop.time()
+        await ws.close(code=code)
         await router.socket()
         assert loop.time() - began >= 0.3
     assert len([line for line in lines(caplog) if "refuses this connector" in line]) == 1
+
+
+async def test_L8_a_router_that_restarts_gets_the_time_it_asks_for_however_hard_it_was_to_reach(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _, most: most)
+    router.refuse_status = 503
+    settings = settings_for(router, folder, backoff_first_seconds=0.001, backoff_cap_seconds=0.5)
+    async with connected(settings):
+        async with asyncio.timeout(20):
+            while router.handshakes < 3:
+                await asyncio.sleep(0)
+        router.refuse_status = 0
+        ws = await router.socket()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await ws.close(code=protocol.CLOSE_RESTART, message=backoff.restarting(100, 1.0).encode())
+        await router.socket()
+        assert loop.time() - began >= 0.5
 
 
 async def test_a_silent_router_is_left_and_tried_again(

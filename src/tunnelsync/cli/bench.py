@@ -1,6 +1,5 @@
 """``tunnelsync bench``: measure an installation, from this client to one connector."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -138,7 +137,7 @@ def _stopped(mac: str, figures: Figures, why: TunnelSyncError | output.Interrupt
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show on a terminal what is being measured."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not terminal.watched():
         yield lambda text: None
         return
 

@@ -221,7 +221,7 @@ async def _stay(system: System, children: Children, tell: Tell) -> None:
 @contextmanager
 def _progress() -> Iterator[Tell]:
     """Show on a terminal what is being done; say nothing in a pipe."""
-    if not sys.stderr.isatty():
+    if not terminal.watched():
         yield lambda text: None
         return
 

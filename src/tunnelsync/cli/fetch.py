@@ -132,7 +132,7 @@ def _run(
     settings = options.with_token(options.load(ClientSettings, flags), flags)
     # A bar would wipe out lines of data that a terminal shows.
     mixed = path == "-" and sys.stdout is not None and sys.stdout.isatty()
-    show = not quiet and not as_json and not mixed and sys.stderr.isatty()
+    show = not quiet and not as_json and not mixed and terminal.watched()
     record = Record(None if quiet or as_json else output.say)
 
     async def work() -> Fetched:

@@ -50,6 +50,11 @@ class _Stderr:
         return getattr(sys.stderr, name)
 
 
+def watched() -> bool:
+    """Tell whether stderr is a terminal; it may be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def console() -> "Console":
     """Return what draws on stderr."""
     from rich.console import Console

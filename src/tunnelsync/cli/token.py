@@ -107,6 +107,7 @@ def _read(path: Path, *, missing_is_empty: bool) -> dict[str, Grant]:
 @contextmanager
 def _changing(path: Path, *, missing_is_empty: bool = True) -> Iterator[dict[str, Grant]]:
     """Yield the grants, and write them back if nothing was raised; one process at a time."""
+    path = Path(os.path.realpath(path))  # a link stays one, and is no way past the lock
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
@@ -121,11 +122,10 @@ def _changing(path: Path, *, missing_is_empty: bool = True) -> Iterator[dict[str
 
 
 def _replace(path: Path, data: bytes, folder: int) -> None:
-    target = path.resolve()
-    old = target.stat() if target.exists() else None
+    old = path.stat() if path.exists() else None
     mode = old.st_mode & 0o777 if old else 0o600
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -135,7 +135,7 @@ def _replace(path: Path, data: bytes, folder: int) -> None:
                     os.fchown(descriptor, old.st_uid, old.st_gid)  # whose router reads it
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
-            os.replace(name, target)
+            os.replace(name, path)
             os.fsync(folder)
         except BaseException:
             with suppress(FileNotFoundError):

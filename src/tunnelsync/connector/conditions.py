@@ -156,4 +156,4 @@ def _suffix(wanted: int, size: int) -> Selection:
 def _number(digits: str) -> int:
     """Return a number of any count of digits; Python refuses to convert over 4300 of them."""
     digits = digits.lstrip("0")
-    return int(digits or "0") if len(digits) < len(str(BEYOND)) else BEYOND
+    return min(int(digits or "0"), BEYOND) if len(digits) <= len(str(BEYOND)) else BEYOND
