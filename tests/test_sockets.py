@@ -48,7 +48,7 @@ async def main(what):
     session = http_session(
         connections=1, connect_seconds=1, dead_after_seconds=1, read_bytes=65536
     )
-    works = {"router": listening(runner, RouterSettings(port=0)), "session": session}
+    works = {"router": listening(runner, RouterSettings(port=0), None), "session": session}
     if what in works:
         async with works[what]:
             pass
@@ -222,7 +222,7 @@ async def test_neither_what_we_make_to_loopback_nor_what_a_router_accepts_there_
     limits = {"connections": 1, "connect_seconds": 10, "dead_after_seconds": 30}
     with caplog.at_level("INFO"):
         async with (
-            listening(runner, RouterSettings(host=host, port=0)),
+            listening(runner, RouterSettings(host=host, port=0), None),
             http_session(**limits, read_bytes=65536) as session,
         ):
             found = LISTENING.search(caplog.text)
@@ -241,6 +241,6 @@ async def test_a_host_that_is_not_known_is_told_in_words() -> None:
     runner = web.AppRunner(web.Application())
     await runner.setup()
     with pytest.raises(BadSetting, match=r"cannot listen on nosuch\.invalid:0: [A-Z][a-z ]+$"):
-        async with listening(runner, RouterSettings(host="nosuch.invalid", port=0)):
+        async with listening(runner, RouterSettings(host="nosuch.invalid", port=0), None):
             pass
     await runner.cleanup()

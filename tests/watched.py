@@ -1,7 +1,8 @@
-"""What a process holds, as the kernel tells it: memory, descriptors, files, bytes read."""
+"""What a process holds, as the kernel tells it, and what a router counts."""
 
 from pathlib import Path
 
+import raw_http
 from harness import Process
 from tunnelsync.settings import KIB
 
@@ -36,3 +37,11 @@ def bytes_read(pid: int) -> int:
         if line.startswith("rchar:"):
             return int(line.split()[1])
     raise AssertionError("no rchar")
+
+
+def metric(url: str, name: str) -> float:
+    """Return one number of ``/metrics``."""
+    for line in raw_http.ask(url, "GET", "/metrics").body.decode().splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[1])
+    raise AssertionError(f"no {name}")

@@ -132,7 +132,7 @@ class NotADataset(NotFound):
 
 
 class ConnectorUnknown(NotFound):
-    """No connector with this MAC has connected since the router started."""
+    """No connector with this MAC has a token, or has connected since the router started."""
 
     code = "connector_unknown"
     next_step = (

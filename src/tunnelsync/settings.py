@@ -138,7 +138,7 @@ class RouterSettings:
     detached_seconds: float = _setting(60.0, "nobody asks for a transfer answered 202: cancelled")
     drain_seconds: float = _setting(30.0, "what running transfers get when the router stops")
     retry_after_seconds: int = _setting(2, "said with each 503")
-    tokens_poll_seconds: float = _setting(1.0, "a revoked token is noticed by then")
+    tokens_poll_seconds: float = _setting(1.0, "revoked tokens and new certificates are seen")
     clash_swaps: int = _setting(3, "so many swaps of one MAC in the window are a clash")
     clash_window_seconds: float = _setting(60.0, "the window in which swaps of one MAC count")
 

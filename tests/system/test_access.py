@@ -202,6 +202,9 @@ def test_what_is_refused_is_logged_and_not_more_than_can_be_read(
     assert answer.status == 403
     router.wait_for_line("refused POST /datasets/result from 127.0.0.1: a client token cannot do")
     assert BURST_LINES <= router.log.count(line) < count
+    metrics = raw_http.ask(system.url, "GET", "/metrics", bearer(keys.client)).body.decode()
+    assert f'tunnelsync_errors_total{{code="unauthorized"}} {count}.0\n' in metrics
+    assert 'tunnelsync_errors_total{code="forbidden"} 1.0\n' in metrics
     for secret in ("secret", "guessed", keys.client):
         assert secret not in router.log
 
@@ -394,10 +397,10 @@ def test_a3_a_connector_with_the_wrong_token_is_refused_once_and_told_why(
     assert connector.log.count("refuses") == 1
     assert "the next try is in" in connector.log
     assert connector.running
-    assert (
-        raw_http.ask(system.url, "GET", f"/datasets/{MAC}/a", bearer(keys.client)).code
-        == "connector_unknown"
-    )
+    gone = raw_http.ask(system.url, "GET", f"/datasets/{MAC}/a", bearer(keys.client))
+    assert (gone.status, gone.code) == (503, "connector_offline")  # for it has a token
+    other = raw_http.ask(system.url, "GET", "/datasets/cc-28-aa-00-11-44/a", bearer(keys.client))
+    assert (other.status, other.code) == (404, "connector_unknown")
 
 
 async def test_a3_a_token_does_not_say_hello_for_another_mac(system: System, keys: Keys) -> None:
@@ -525,7 +528,7 @@ async def test_a_revocation_that_could_not_be_read_at_once_holds_all_the_same(
     grants = [new_token(Role.CLIENT)[1] for _ in range(2)]
     path.write_bytes(dump_tokens(grants))
     access = Access(RouterSettings(tokens=str(path)))
-    read_bytes, failures = Path.read_bytes, [OSError(errno.EMFILE, "Too many open files")] * 3
+    read_bytes, failures = Path.read_bytes, [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 3
 
     def read(self: Path) -> bytes:
         if failures:

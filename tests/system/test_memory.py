@@ -16,17 +16,9 @@ from played_connector import PlayedConnector, asking, played, wanting
 from raw_http import Answer
 from tunnelsync import protocol
 from tunnelsync.settings import GIB, KIB, MIB
-from watched import descriptors, files_open, rss_bytes
+from watched import descriptors, files_open, metric, rss_bytes
 
 MACS = (f"cc-28-aa-02-{n >> 8:02x}-{n & 255:02x}" for n in count())
-
-
-def metric(url: str, name: str) -> float:
-    """Return one number of ``/metrics``."""
-    for line in raw_http.ask(url, "GET", "/metrics").body.decode().splitlines():
-        if line.startswith(f"{name} "):
-            return float(line.split()[1])
-    raise AssertionError(f"no {name}")
 
 
 async def metric_is(url: str, name: str, value: float) -> None:

@@ -3,12 +3,14 @@
 import base64
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
 import raw_http
 from connect_proxy import ConnectProxy, connect_proxy
@@ -94,6 +96,28 @@ def tokens(system: System) -> dict[str, str]:
 
 
 # --- TLS --------------------------------------------------------------------------------------
+
+
+def test_a_certificate_that_is_replaced_is_shown_to_who_connects_then(
+    system: System, tmp_path: Path
+) -> None:
+    """A key alone, as halfway through a replacement, leaves the old one in use."""
+    used, new = (Certificate(tmp_path / name, "IP:127.0.0.1") for name in ("used", "new"))
+    system.environ |= used.trust
+    router = system.router(*used.flags, tokens_poll_seconds=0.02)
+    system.connector()
+    at = URL(router.url)
+    address = (str(at.host), int(at.port or 0))
+    shown = ssl.get_server_certificate(address)
+    assert shown == used.cert.read_text()
+    new.key.replace(used.key)
+    router.wait_for_line("ERROR.*they do not fit; the one read before stays in use")
+    assert ssl.get_server_certificate(address) == shown
+    shutil.copy(new.cert, used.cert)
+    router.wait_for_line("certificate read again")
+    assert ssl.get_server_certificate(address) == new.cert.read_text()
+    listed = system.cli("connectors", env=new.trust)
+    assert MAC in listed.out, listed.err  # the connector's socket outlived it
 
 
 @pytest.mark.parametrize("mode", ["buffer", "stream", "auto"])

@@ -4,7 +4,6 @@ Without a tokens file only loopback is served. A browser on this machine can be 
 loopback by any web page, so then a request from a page, or under a foreign host name, is refused.
 """
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from tunnelsync.address import is_loopback
 from tunnelsync.errors import BadRequest, BadSetting, Forbidden, Unauthorized
 from tunnelsync.identity import Grant, Mac, Role, mac_address, parse_tokens, token_hash
 from tunnelsync.protocol import printable
+from tunnelsync.router.reread import Files
 from tunnelsync.settings import RouterSettings
 
 log = logging.getLogger("tunnelsync.router")
@@ -42,11 +42,11 @@ class Access:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._path = Path(settings.tokens) if settings.tokens else None
-        self._stamp: tuple[int, int, int]
+        self._file = Files(*filter(None, (settings.tokens,)))
         self._grants: Mapping[str, Grant] | None = None
         self._key = secrets.token_bytes(blake3.key_size)
         if self._path is not None:
-            self._stamp, self._grants = self._stat(), self._read()
+            self._grants = self._read()
         elif not is_loopback(settings.host):
             raise BadSetting(
                 f"without a tokens file the router serves this machine alone, not {settings.host}",
@@ -100,49 +100,32 @@ class Access:
         grant, address = request[GRANT], request.remote or "nowhere"
         return f"{address} (token {grant.id})" if grant else address
 
+    def expects(self, mac: Mac) -> bool:
+        """Tell whether a connector has a token, also if it has not come yet."""
+        return any(grant.mac == mac for grant in (self._grants or {}).values())
+
     async def watch(
         self, every_seconds: float, on_change: Callable[[Mapping[str, Grant]], None]
     ) -> None:
-        """Look at the tokens file for ever; a file that is wrong leaves what was valid.
+        """Look at the tokens file for ever; a file that is wrong leaves what was valid."""
 
-        It is read until it was understood once since its last change: what failed may have been
-        this process, or the file's permissions.
-        """
-        told = ""
-        while self._path is not None:
-            await asyncio.sleep(every_seconds)
-            try:
-                stamp = await asyncio.to_thread(self._stat)
-                if stamp == self._stamp:
-                    continue
-                self._grants = await asyncio.to_thread(self._read)
-            except BadSetting as error:
-                if error.message != told:
-                    log.error("%s; the tokens read before stay valid", error.message)
-                told = error.message
-                continue
-            self._stamp, told = stamp, ""
-            log.info("tokens file read: %d tokens", len(self._grants))
-            on_change(self._grants)
+        def take(grants: Mapping[str, Grant]) -> None:
+            self._grants = grants
+            log.info("tokens file read: %d tokens", len(grants))
+            on_change(grants)
 
-    def _stat(self) -> tuple[int, int, int]:
-        assert self._path is not None
-        try:
-            found = self._path.stat()
-        except OSError as exc:
-            raise self._unreadable(exc) from None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        stays = "the tokens read before stay valid"
+        await self._file.watch(every_seconds, self._read, take, else_=stays)
 
     def _read(self) -> Mapping[str, Grant]:
         assert self._path is not None
         try:
             return parse_tokens(self._path.read_bytes())
         except OSError as exc:
-            raise self._unreadable(exc) from None
-
-    def _unreadable(self, error: OSError) -> BadSetting:
-        what = f"cannot read the tokens file {printable(str(self._path))}: {error.strerror}"
-        return BadSetting(what, hint="`tunnelsync token create` makes one, and --tokens names it.")
+            path = printable(str(self._path))
+            what = f"cannot read the tokens file {path}: {exc.strerror}"
+            hint = "`tunnelsync token create` makes one, and --tokens names it."
+            raise BadSetting(what, hint=hint) from None
 
 
 ACCESS: web.AppKey[Access] = web.AppKey("access", Access)

@@ -40,6 +40,7 @@ from tunnelsync.router import (
 from tunnelsync.router.access import ACCESS, Access, require_client
 from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import error_answer
+from tunnelsync.router.certificate import Certificate
 from tunnelsync.router.context import ROUTER, Budget, Router
 from tunnelsync.router.heartbeat import Heartbeat
 from tunnelsync.router.listening import listening
@@ -188,9 +189,9 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     Raises `BadSetting` for an address it cannot listen on, or settings that do not fit; and
     `Internal` after a defect that stopped it.
     """
-    access = Access(settings)
+    access, certificate = Access(settings), Certificate(settings)
     server_log.addFilter(_without_its_text)
-    switchboard = Switchboard(settings, Transfers(settings))
+    switchboard = Switchboard(settings, Transfers(settings), access.expects)
     router = Router(
         settings,
         origin(store.public) if store.endpoint else "",
@@ -219,11 +220,15 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     await runner.setup()
     stop, now = _signals()
     try:
-        async with listening(runner, settings):
+        async with listening(runner, settings, certificate.context):
             if access.open:
                 log.info("no tokens file: this machine alone is served")
-            watch = access.watch(settings.tokens_poll_seconds, switchboard.revoke)
-            tasks = asyncio.create_task(watch), asyncio.create_task(router.heartbeat.beat())
+            poll_seconds = settings.tokens_poll_seconds
+            tasks = (
+                asyncio.create_task(access.watch(poll_seconds, switchboard.revoke)),
+                asyncio.create_task(certificate.watch(poll_seconds)),
+                asyncio.create_task(router.heartbeat.beat()),
+            )
             for task in tasks:
                 task.add_done_callback(partial(_failed, stop))
             await stop.wait()

@@ -72,9 +72,7 @@ class Router:
     def refuse_when_draining(self) -> None:
         """Raise `Draining` while the router stops."""
         if self.draining:
-            raise Draining(
-                "the router is shutting down",
-            )
+            raise Draining("the router is shutting down")
 
 
 ROUTER: web.AppKey[Router] = web.AppKey("router", Router)

@@ -1,4 +1,4 @@
-"""The address that a router listens at: its TLS, its sockets, and how many connections wait."""
+"""The address that a router listens at: its sockets, and how many connections wait."""
 
 import asyncio
 import logging
@@ -25,9 +25,10 @@ both: a thousand new connections would stop all that runs for half a second."""
 
 
 @asynccontextmanager
-async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIterator[None]:
+async def listening(
+    runner: web.AppRunner, settings: RouterSettings, tls: ssl.SSLContext | None
+) -> AsyncIterator[None]:
     """Listen while the block runs."""
-    tls = _tls(settings)
     keep_memory()
     assert runner.server is not None
     try:
@@ -58,21 +59,3 @@ async def listening(runner: web.AppRunner, settings: RouterSettings) -> AsyncIte
         yield
     finally:
         server.close()
-
-
-def _tls(settings: RouterSettings) -> ssl.SSLContext | None:
-    """Return how TLS is spoken, or None without a certificate."""
-    if not settings.tls_cert:
-        if settings.tls_key:
-            what = "a key for TLS was given without a certificate, so that nothing would be secret"
-            raise BadSetting(what, hint="Give --tls-cert, too.")
-        return None
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        tls.load_cert_chain(settings.tls_cert, settings.tls_key or None)
-    except OSError as exc:  # ssl.SSLError is one
-        files = " and ".join(filter(None, (settings.tls_cert, settings.tls_key)))
-        why = "they do not fit" if isinstance(exc, ssl.SSLError) else exc.strerror
-        hint = "Give the certificate and its chain with --tls-cert, the key with --tls-key; PEM."
-        raise BadSetting(f"cannot use {files} for TLS: {why}", hint=hint) from None
-    return tls

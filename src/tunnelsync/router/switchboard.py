@@ -84,9 +84,15 @@ def ending(transfer: Transfer) -> Iterator[None]:
 
 
 class Switchboard:
-    """The connectors of one router, in memory."""
+    """The connectors of one router, in memory; ``expects`` knows some before they come."""
 
-    def __init__(self, settings: RouterSettings, transfers: Transfers) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        transfers: Transfers,
+        expects: Callable[[Mac], bool] = lambda _: False,
+    ) -> None:
+        self._expects = expects
         self.transfers = transfers
         self.sessions: dict[Mac, Session] = {}
         self._settings = settings
@@ -98,9 +104,7 @@ class Switchboard:
     def check_room(self, mac: Mac) -> None:
         """Raise `RouterBusy` if one more connector is too many."""
         if mac not in self.sessions and len(self.sessions) >= self._settings.connectors:
-            raise RouterBusy(
-                f"{len(self.sessions)} connectors are connected",
-            )
+            raise RouterBusy(f"{len(self.sessions)} connectors are connected")
 
     def announce(
         self, mac: Mac, hello: protocol.Hello, link: Link, token: str | None
@@ -267,10 +271,9 @@ class Switchboard:
             yield transfer
 
     def _session(self, mac: Mac) -> Session:
-        session = self.sessions.get(mac)
-        if session is not None:
+        if (session := self.sessions.get(mac)) is not None:
             return session
-        if mac in self._known:
+        if mac in self._known or self._expects(mac):
             raise ConnectorOffline(f"connector {mac} is offline")
         raise ConnectorUnknown(f"no connector {mac} has connected to this router")
 
@@ -278,9 +281,7 @@ class Switchboard:
         if len(session.unacked) >= self._settings.command_queue:
             _forget_answered(session)
         if len(session.unacked) >= self._settings.command_queue:
-            raise RouterBusy(
-                f"{len(session.unacked)} commands wait for connector {session.mac}",
-            )
+            raise RouterBusy(f"{len(session.unacked)} commands wait for connector {session.mac}")
         self.transfers.add(transfer, len(session.transfers))
         with ending(transfer):
             if session.link is not None:
