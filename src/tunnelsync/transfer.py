@@ -9,9 +9,11 @@
 Code, log lines, metrics and receipts use these names and no others.
 """
 
+import logging
 from enum import StrEnum
 
 from tunnelsync.errors import (
+    Broken,
     Cancelled,
     Conflict,
     ConnectorOffline,
@@ -19,6 +21,7 @@ from tunnelsync.errors import (
     RouterUnreachable,
     TimedOut,
     TunnelSyncError,
+    Unavailable,
 )
 
 
@@ -77,6 +80,18 @@ def outcome_of(error: TunnelSyncError, *, begun: bool) -> Outcome:
     if isinstance(error, TimedOut):
         return Outcome.TIMED_OUT
     return Outcome.BROKEN if begun else Outcome.REFUSED
+
+
+EACH = "each"
+"""The ``kind`` of log lines of which none is left out: they are as many as the transfers."""
+
+
+def level_of(error: TunnelSyncError | None) -> int:
+    """Return the level at which a log tells of an end: what could not be done is a warning.
+
+    What was refused, or left by its client, is the asker's matter.
+    """
+    return logging.WARNING if isinstance(error, Unavailable | TimedOut | Broken) else logging.INFO
 
 
 _S, _E = State, Event

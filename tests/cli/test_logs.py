@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from tunnelsync.cli.logs import BURST_LINES, EVERY_SECONDS, MOST_KINDS, Readable
+from tunnelsync.transfer import EACH
 
 
 def record(
@@ -35,6 +36,9 @@ def test_what_is_of_another_kind_or_no_warning_is_written(readable: Readable) ->
     assert not readable.filter(record("refused %s", "x"))
     assert readable.filter(record("silent %s", "x"))
     assert all(readable.filter(record("refused %s", n, level=logging.INFO)) for n in range(1000))
+    each = record("refused %s", "x")
+    each.kind = EACH
+    assert all(readable.filter(each) for _ in range(1000))
 
 
 def test_a_long_silence_gives_no_more_than_one_burst(readable: Readable) -> None:

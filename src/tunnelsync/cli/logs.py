@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from tunnelsync.cli.output import escaped
+from tunnelsync.transfer import EACH
 
 BURST_LINES = 50
 """Of one kind of warning, so many at once; then one for each `EVERY_SECONDS`."""
@@ -45,7 +46,8 @@ class Readable(logging.Filter):
     """Keeps warnings of one kind, which one peer can cause at will, from filling the disk.
 
     The next one that is let through says how many were not. A kind is the text before its
-    arguments are in it, or the ``kind`` that the caller gave as an ``extra``.
+    arguments are in it, or the ``kind`` that the caller gave as an ``extra``; of `EACH` none is
+    left out.
     """
 
     def __init__(self) -> None:
@@ -54,9 +56,9 @@ class Readable(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is written."""
-        if record.levelno < logging.WARNING:
-            return True
         name = getattr(record, "kind", record.msg)
+        if record.levelno < logging.WARNING or name == EACH:
+            return True
         if len(self._kinds) >= MOST_KINDS and name not in self._kinds:
             self._kinds.clear()
         kind = self._kinds.setdefault(name, _Kind(BURST_LINES, record.created))

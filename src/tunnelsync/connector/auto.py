@@ -43,5 +43,5 @@ async def send(
         except (StoreUnavailable, StoreRefused) as exc:
             if Mode.STREAM not in command.accept:
                 raise
-            log.warning("request %s: streamed instead: %s", command.request_id, exc.message)
+            log.warning("transfer %s: streamed instead: %s", command.request_id, exc.message)
     await stream.send(upload, command, source, report)

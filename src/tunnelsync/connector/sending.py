@@ -107,7 +107,7 @@ class Sending:
                 assert closing is not None
                 await self._upload.complete(closing)
         except TransferGone as exc:
-            log.debug("request %s: %s", self._id, exc.message)
+            log.debug("transfer %s: %s", self._id, exc.message)
         except Exception as exc:
             self._break(told(exc, self._id))
 
@@ -129,7 +129,7 @@ class Sending:
         self, error: TunnelSyncError | _ProxyFoundError, at: int, tries: int
     ) -> tuple[int, int]:
         """Ask where to go on after a broken chunk request; return that, and the tries in vain."""
-        log.debug("request %s: chunk at %d: %s", self._id, at, error.message)
+        log.debug("transfer %s: chunk at %d: %s", self._id, at, error.message)
         # Its frames hold what was being sent, in a cycle: blocks of 4 MiB.
         error.__traceback__ = error.__context__ = error.__cause__ = None
         while tries < self._upload.settings.resume_attempts:
@@ -243,7 +243,7 @@ class Sending:
 
     def _break(self, error: TunnelSyncError) -> None:
         if not self._broken.done():
-            log.warning("request %s: broken off: %s", self._id, error.message)
+            log.warning("transfer %s: broken off: %s", self._id, error.message)
             self._broken.set_result(error)
 
 

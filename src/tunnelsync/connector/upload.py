@@ -245,7 +245,7 @@ class Upload:
                 _note(path, request_id, answer)
                 return answer
             why = f"the router answered {answer}"
-        log.warning("request %s: %s gave up: %s", request_id, path, why)
+        log.warning("transfer %s: %s gave up: %s", request_id, path, why)
         return None
 
     async def _once(
@@ -287,7 +287,7 @@ def told(error: Exception, request_id: str) -> TunnelSyncError:
     """Return an error as the other side may know it; what is a defect of ours goes to the log."""
     if isinstance(error, TunnelSyncError):
         return error
-    log.error("request %s: a defect in the connector", request_id, exc_info=error)
+    log.error("transfer %s: a defect in the connector", request_id, exc_info=error)
     return Internal(f"the connector failed at request {request_id}: {type(error).__name__}")
 
 
@@ -308,9 +308,9 @@ def _by_proxy(answer: Answer | None) -> bool:
 
 def _note(path: str, request_id: str, answer: Answer) -> None:
     if answer.status in GONE:
-        log.debug("request %s: nobody waits for %s", request_id, path)
+        log.debug("transfer %s: nobody waits for %s", request_id, path)
     elif answer.status >= 300 and not _by_proxy(answer):
-        log.warning("request %s: %s was refused: %s", request_id, path, answer)
+        log.warning("transfer %s: %s was refused: %s", request_id, path, answer)
 
 
 def _unreachable(error: BaseException) -> RouterUnreachable:

@@ -33,8 +33,10 @@ from tunnelsync.protocol import (
     Progress,
     StatAnswer,
     StatDataset,
+    printable,
 )
 from tunnelsync.settings import ConnectorSettings
+from tunnelsync.transfer import EACH, level_of
 
 log = logging.getLogger("tunnelsync.connector")
 
@@ -91,6 +93,7 @@ class Worker:
         if isinstance(command, Cancel):
             self._remember(request_id)
             if job := self._jobs.get(request_id):
+                log.info("transfer %s: cancelled by the router", request_id)
                 job.task.cancel()
         elif request_id in self._seen or request_id in self._jobs:
             self._remember(request_id)
@@ -107,6 +110,8 @@ class Worker:
     async def close(self) -> None:
         """Cancel all jobs, and wait until they have let go of what they hold."""
         tasks = [job.task for job in self._jobs.values()]
+        if tasks:
+            log.warning("stopping: %d commands are broken off", len(tasks))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -123,7 +128,16 @@ class Worker:
             await self._answer(command, job)
         except Exception as exc:
             error = told(exc, job.request_id)
-            log.info("request %s: %s", job.request_id, error.message)
+            log.log(
+                level_of(error),
+                "transfer %s: %s of %s: %s: %s",
+                job.request_id,
+                command.command,
+                printable(_name(command)),
+                error.code,
+                error.message,
+                extra={"kind": EACH},
+            )
             await self._modes.upload.fail(job.request_id, error)
         self._outbox.settle(job.request_id)
 
@@ -222,3 +236,12 @@ class Worker:
         else:
             self._outbox.offer(Progress(job.request_id, job.state, job.done))
         self._beat_later(job)
+
+
+def _name(command: Command) -> str:
+    match command:
+        case Cancel():
+            return ""
+        case ListDatasets():
+            return command.folder
+    return command.dataset_name

@@ -48,14 +48,14 @@ class Files:
                 continue
             self._stamp, told = stamp, ""
 
-    def _now(self) -> list[tuple[int, int, int] | None]:
+    def _now(self) -> list[tuple[int, ...] | None]:
         return [_stamp(path) for path in self._paths]
 
 
-def _stamp(path: str) -> tuple[int, int, int] | None:
+def _stamp(path: str) -> tuple[int, ...] | None:
     """Return what differs when a file has changed; None where it cannot be seen."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size

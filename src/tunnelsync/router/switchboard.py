@@ -196,13 +196,13 @@ class Switchboard:
         if silent or self._settings.return_grace_seconds <= 0:
             self._offline(session)
         else:
-            log.info("connector %s lost its connection", session.mac)
+            log.warning("connector %s lost its connection", session.mac)
             session.grace = self._loop.call_later(
                 self._settings.return_grace_seconds, self._offline, session
             )
 
     def _offline(self, session: Session) -> None:
-        log.info("connector %s is offline", session.mac)
+        log.warning("connector %s is offline", session.mac)
         self._drop(session)
         for transfer in list(session.transfers.values()):
             if transfer.state in WAITING:
@@ -292,18 +292,6 @@ class Switchboard:
     def _ended(self, transfer: Transfer) -> None:
         """Book a transfer that has ended, and tell its connector if it does not know."""
         self.transfers.retire(transfer)
-        log.info(
-            "transfer %s: %s of %s from %s to %s: %s, %d bytes in %.3f s%s",
-            transfer.request_id,
-            transfer.mode_used or transfer.mode,
-            protocol.printable(transfer.dataset),
-            transfer.mac,
-            transfer.whom,
-            transfer.outcome,
-            transfer.written,
-            transfer.seconds,
-            f" ({transfer.error.code}: {transfer.error.message})" if transfer.error else "",
-        )
         session = self.sessions.get(transfer.mac)
         if session is None or session.transfers.pop(transfer.request_id, None) is None:
             return

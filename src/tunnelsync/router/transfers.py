@@ -1,13 +1,18 @@
 """What runs, and what has ended: every transfer by its request id, both bounded."""
 
+import logging
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
 from tunnelsync.errors import Forbidden, RouterBusy, TransferUnknown
 from tunnelsync.identity import Mac
+from tunnelsync.protocol import printable
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.settings import RouterSettings
+from tunnelsync.transfer import EACH, level_of
+
+log = logging.getLogger("tunnelsync.router")
 
 
 @dataclass(slots=True)
@@ -45,9 +50,23 @@ class Transfers:
         self.running[transfer.request_id] = transfer
 
     def retire(self, transfer: Transfer) -> None:
-        """Move a transfer that has ended to the receipts, and drop the oldest of them."""
+        """Log a transfer that has ended, and keep its receipt; drop the oldest of them."""
         self.running.pop(transfer.request_id, None)
         self.tally.add(transfer)
+        log.log(
+            level_of(transfer.error),
+            "transfer %s: %s of %s from %s to %s: %s, %d bytes in %.3f s%s",
+            transfer.request_id,
+            transfer.mode_used or transfer.mode,
+            printable(transfer.dataset),
+            transfer.mac,
+            transfer.whom,
+            transfer.outcome,
+            transfer.written,
+            transfer.seconds,
+            f" ({transfer.error.code}: {transfer.error.message})" if transfer.error else "",
+            extra={"kind": EACH},
+        )
         now = time.monotonic()
         self.past[transfer.request_id] = (now, transfer)
         while self.past:
