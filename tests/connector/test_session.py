@@ -19,7 +19,7 @@ from played_connector_router import (
 from tunnelsync import __version__, protocol
 from tunnelsync.connector import session
 from tunnelsync.errors import BadMac, BadSetting, PlaintextRefused
-from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream, ListDatasets
+from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream, ListDatasets, Welcome
 from tunnelsync.settings import ConnectorSettings, Secret, StoreSettings
 
 
@@ -204,9 +204,11 @@ async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
     assert len([line for line in lines(caplog) if "refuses this connector" in line]) == 1
 
 
+@pytest.mark.parametrize("silent_after", ["the hello", "its welcome"])
 async def test_a_silent_router_is_left_and_tried_again(
-    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch, silent_after: str
 ) -> None:
+    """One that is silent keeps the connection, and answers no ping either."""
     plain, first = router.on_socket, asyncio.Event()
 
     async def silent(request: web.Request) -> web.StreamResponse:
@@ -216,12 +218,16 @@ async def test_a_silent_router_is_left_and_tried_again(
         ws = web.WebSocketResponse(protocols=(protocol.SUBPROTOCOL,))
         await ws.prepare(request)
         await ws.receive()
-        await ws.receive()
+        if silent_after == "its welcome":
+            await ws.send_str(protocol.encode(Welcome(1)))
+        await asyncio.Event().wait()
         return ws
 
     monkeypatch.setattr(router, "on_socket", silent)
-    async with served(router), connected(settings_for(router, folder, answer_seconds=0.2)):
-        await router.socket()
+    async with served(router):
+        settings = settings_for(router, folder, answer_seconds=0.5, heartbeat_seconds=0.5)
+        async with connected(settings), asyncio.timeout(10):
+            await router.socket()
 
 
 async def test_settings_that_cannot_work_are_told_at_once(tmp_path: Path) -> None:

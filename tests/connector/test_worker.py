@@ -269,6 +269,31 @@ async def test_a_result_is_given_again_until_it_is_taken(
     assert not failing
 
 
+@pytest.mark.parametrize("status", [302, 307])
+async def test_a_result_goes_nowhere_else_though_a_redirect_says_so(
+    router: PlayedRouter,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+) -> None:
+    elsewhere = PlayedRouter()
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        place = f"{elsewhere.url}{request.rel_url}"
+        return web.Response(status=status, headers={"Location": place})
+
+    monkeypatch.setattr(router, "on_result", redirect)
+    async with served(elsewhere), served(router), connected(settings_for(router, folder)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(StatDataset("r1", "a")))
+        async with asyncio.timeout(10):
+            while "datasets/result was refused" not in caplog.text and not elsewhere.results:
+                await asyncio.sleep(0.01)
+    assert f"datasets/result was refused: {status}" in caplog.text
+    assert not elsewhere.results
+
+
 async def test_a_result_that_nobody_waits_for_is_dropped_quietly(
     router: PlayedRouter, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
