@@ -16,11 +16,13 @@ from played_connector_router import (
     served,
     settings_for,
 )
-from tunnelsync import __version__, protocol
+from tunnelsync import __version__, backoff, protocol
 from tunnelsync.connector import session
 from tunnelsync.errors import BadMac, BadSetting, PlaintextRefused
 from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream, ListDatasets, Welcome
 from tunnelsync.settings import ConnectorSettings, Secret, StoreSettings
+
+LONGEST_ID = "r" * 128
 
 
 @pytest.fixture
@@ -81,22 +83,24 @@ async def test_hello_welcome_command_and_ack(
         ('{"command": "get_dataset", "request_id": 7, "dataset_name": "a"}', None),
         ('{"command": "stat_dataset", "request_id": "a\\nb", "dataset_name": "a"}', None),
         ('{"command": "list_datasets", "request_id": "r9", "limit": 99999999999999999999}', "r9"),
+        (protocol.encode(ListDatasets(LONGEST_ID + "r")), None),
+        (protocol.encode(ListDatasets("")), None),
         ('{"type": "hello"}', None),
         (b"bytes", None),
     ],
-    ids=range(11),
+    ids=range(13),
 )  # fmt: skip
 async def test_M1_garbage_is_answered_and_the_socket_goes_on(
     router: PlayedRouter, folder: Path, garbage: str | bytes, request_id: str | None
 ) -> None:
-    async with connected(settings_for(router, folder)):
+    async with connected(settings_for(router, folder, ack_delay_seconds=0.0)):
         ws = await router.socket()
         await (ws.send_str(garbage) if isinstance(garbage, str) else ws.send_bytes(garbage))
         fault = await router.heard_next(Fault, Ack)
         assert isinstance(fault, Fault)
         assert (fault.code, fault.request_id) == ("bad_request", request_id)
-        await ws.send_str(protocol.encode(stream("r1")))
-        await router.stream("r1")
+        await ws.send_str(protocol.encode(stream(LONGEST_ID)))
+        await router.stream(LONGEST_ID)
     assert len(router.hellos) == 1
 
 
@@ -154,6 +158,31 @@ async def test_L8_jobs_survive_a_lost_socket_and_are_not_worked_twice(
     assert router.hellos[0].instance == router.hellos[1].instance
 
 
+async def test_L8_what_was_owed_on_a_lost_socket_is_not_said_on_the_next(
+    router: PlayedRouter, folder: Path
+) -> None:
+    came, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.Request, stream: Stream) -> None:
+        came.set()
+        await go_on.wait()
+
+    router.faults = [hold, hold]
+    async with connected(settings_for(router, folder, ack_delay_seconds=0.5)):
+        first = await router.socket()
+        await first.send_str(protocol.encode(stream("r1")))
+        await came.wait()
+        await first.close(code=protocol.CLOSE_RESTART)
+        second = await router.socket()
+        while not router.heard.empty():  # on a busy machine it was in time
+            router.heard.get_nowait()
+        await second.send_str(protocol.encode(stream("r2")))
+        assert await router.heard_next(Ack) == Ack("r2")
+        go_on.set()
+        await router.stream("r1")
+        await router.stream("r2")
+
+
 async def test_a_router_that_is_away_is_told_of_once_and_on_its_return(
     folder: Path, unused_tcp_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,6 +198,30 @@ async def test_a_router_that_is_away_is_told_of_once_and_on_its_return(
     ] * 2
     assert 2 <= len([line for line in told if "is away" in line]) <= 3
     assert len(told) <= 5
+
+
+async def test_the_pauses_begin_anew_with_each_socket_that_was_welcome(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, plain = list[int](), backoff.returning
+
+    def noted(before: int, good_bye: str, settings: backoff.Backoff) -> float:
+        tries.append(before)
+        return plain(before, good_bye, settings)
+
+    monkeypatch.setattr(backoff, "returning", noted)
+    router.refuse_status = 503
+    async with connected(settings_for(router, folder)):
+        async with asyncio.timeout(10):
+            while router.handshakes < 3:
+                await asyncio.sleep(0.01)
+        router.refuse_status = 0
+        await (await router.socket()).close(code=protocol.CLOSE_RESTART)
+        await router.socket()
+    *in_vain, last = tries
+    assert in_vain == [*range(len(in_vain))]
+    assert len(in_vain) >= 3
+    assert last == 0
 
 
 @pytest.mark.parametrize("status", [401, 403])
