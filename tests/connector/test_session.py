@@ -283,6 +283,38 @@ async def test_a_silent_router_is_left_and_tried_again(
             await router.socket()
 
 
+@pytest.mark.parametrize("status", [301, 307])
+async def test_a_router_that_redirects_its_connectors_is_not_followed(
+    router: PlayedRouter,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+) -> None:
+    """Another place would command, and the results still go to this one."""
+    elsewhere, said = PlayedRouter(), list[web.WSMsgType]()
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        router.handshakes += 1
+        place = f"{elsewhere.url}{request.rel_url}"
+        return web.Response(status=status, headers={"Location": place})
+
+    async def listen(request: web.Request) -> web.StreamResponse:
+        ws = web.WebSocketResponse(protocols=(protocol.SUBPROTOCOL,))
+        await ws.prepare(request)
+        said.append((await ws.receive()).type)
+        return ws
+
+    monkeypatch.setattr(router, "on_socket", redirect)
+    monkeypatch.setattr(elsewhere, "on_socket", listen)
+    async with served(elsewhere), served(router), connected(settings_for(router, folder)):
+        async with asyncio.timeout(10):
+            while router.handshakes < 3:
+                await asyncio.sleep(0.01)
+    assert web.WSMsgType.TEXT not in said
+    assert [line for line in lines(caplog) if "it redirects" in line]
+
+
 async def test_settings_that_cannot_work_are_told_at_once(tmp_path: Path) -> None:
     bad: list[tuple[type[Exception], dict[str, object]]] = [
         (BadSetting, {"router": "ftp://x"}),
