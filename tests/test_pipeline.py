@@ -75,7 +75,9 @@ class Away:
         self.away: list[str] = []
         """The ends of keys whose next request fails."""
         self.hangs = asyncio.Event()
-        self.settings = StoreSettings(parts_at_once=2)
+        self.keeps_silent = False
+        """When it is asked to remove something."""
+        self.settings = StoreSettings(parts_at_once=2, abort_seconds=0.5)
         operations = Operations(
             request=self._request, ask=self._request, send=self._send, wait=_never, sign=_never
         )
@@ -84,6 +86,8 @@ class Away:
 
     async def _request(self, name: str, **kind: Any) -> dict[str, Any]:
         if name == "delete_object":
+            if self.keeps_silent:
+                await asyncio.Event().wait()
             self.removed.append(kind["Key"])
         else:
             self._put(kind["Key"])
@@ -156,3 +160,19 @@ async def test_what_was_cut_off_on_its_way_is_removed_once_more_later() -> None:
     store.removed.clear()
     await store.versions.multipart.close()
     assert sorted(store.removed) == [one for one in once if one not in store.keys]
+
+
+async def test_a_store_that_is_silent_when_it_is_to_tidy_up_is_asked_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "PAUSES_SECONDS", (0, 0))
+    store = Away()
+    store.away, store.keeps_silent = [f"{16 * MIB:016x}"] * 3, True
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable):
+            await store.fill()
+    assert store.removed == []
+    store.keeps_silent = False
+    await store.versions.multipart.close()
+    assert store.keys
+    assert set(store.keys) <= set(store.removed)

@@ -15,7 +15,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import content_disposition_filename, parse_content_disposition
+from blake3 import blake3
 
+from fault_proxy import fault_proxy
 from played_router import content, digests_of
 from s3 import S3Server, age_seconds, s3_server
 from tunnelsync import frames
@@ -26,6 +28,7 @@ from tunnelsync.errors import (
     ReadFailed,
     StoreRefused,
     StoreUnavailable,
+    TransferGone,
     TunnelSyncError,
     Unavailable,
 )
@@ -33,7 +36,7 @@ from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.objects import object_key, origin
 from tunnelsync.settings import MIB, Secret, StoreSettings
 from tunnelsync.store import Store
-from tunnelsync.window import MOST_LEFT, Multipart, Operations
+from tunnelsync.window import MOST_LEFT, Multipart, Operations, Reading, Window
 
 pytestmark = pytest.mark.store
 
@@ -464,6 +467,22 @@ async def test_an_upload_that_a_silent_store_keeps_is_aborted_though_the_next_of
             assert await open_uploads(client) == []
 
 
+async def test_what_goes_out_again_after_a_break_is_counted_once(
+    server: S3Server, settings: StoreSettings, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    data, told = content(PART - 1), list[int]()
+    with fault_proxy(int(server.endpoint.rpartition(":")[2]), cut_after=4 * MIB, cuts=1) as proxy:
+        settings = replace(settings, endpoint=proxy.url, public_endpoint=server.endpoint)
+        async with (
+            Store(settings, executor) as store,
+            dataset(tmp_path, data, executor) as source,
+        ):
+            stored = await store.offer(MAC, source, told.append)
+        assert proxy.cut == 1
+    assert (await get(stored.download_url))[0] == data
+    assert max(told) == told[-1] == len(data)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 MiB, which takes root to mount."""
@@ -869,6 +888,33 @@ async def test_what_is_to_be_removed_later_has_a_bound_and_the_oldest_is_told(
     assert told == [f"an upload of key {n} stays in the store, for `store gc`" for n in range(2)]
     await multipart.close()
     assert asked == [f"key {number}" for number in range(2, MOST_LEFT + 2)]
+
+
+async def test_a_slow_disk_is_not_a_silent_store(
+    executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    def slow(_: int) -> None:
+        time.sleep(0.5)
+
+    async with (
+        dataset(tmp_path, b"abc", executor, on_read=slow) as source,
+        Reading(source, executor, None) as reading,
+    ):
+        window = Window(reading, 0, 3)
+        async with window.deadline:
+            window.begin(0.1)
+            assert b"".join([bytes(piece) async for piece in window]) == b"abc"
+
+
+async def test_an_upload_that_has_ended_reads_no_more(
+    executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    async with dataset(tmp_path, b"abc", executor) as source:
+        async with Reading(source, executor, None) as reading:
+            assert await reading.read(0, 1, blake3()) == b"a"
+        with pytest.raises(TransferGone):
+            await reading.read(1, 1, blake3())
+    assert source.reads == 1
 
 
 # --- datasets that were just written ------------------------------------------------------------

@@ -14,6 +14,7 @@ from aiohttp import web
 from played_connector_router import PlayedRouter, connected, served, settings_for
 from played_router import content, digests_of
 from tunnelsync import frames, protocol
+from tunnelsync.connector.outgoing import PIECE_BYTES
 from tunnelsync.errors import WrongOffset
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import Conditions, GetDataset
@@ -194,3 +195,61 @@ async def test_b12_parts_go_on_where_the_router_stands(
         answer = await ask(router, folder, "a")
     assert plain(answer) == data
     assert not faults
+
+
+async def test_parts_that_a_router_never_takes_are_given_up(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a").write_bytes(content(1024 * 1024))
+    (folder / "b").write_bytes(b"next")
+    whole, parts = router.on_result, 0
+
+    async def behind_nginx(request: web.Request) -> web.Response:
+        nonlocal parts
+        assert request.content_length is not None
+        if request.content_length > 1024 * 1024:
+            return web.Response(status=413)
+        if "offset" not in request.query:
+            return await whole(request)
+        parts += 1
+        await request.read()
+        wrong = protocol.error_answer(WrongOffset("another")) | {"offset": 0}
+        return web.json_response(wrong, status=409)
+
+    monkeypatch.setattr(router, "on_result", behind_nginx)
+    async with (
+        served(router),
+        connected(settings_for(router, folder, places=1, resume_attempts=2)),
+        asyncio.timeout(10),
+    ):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(GetDataset("r1", "a")))
+        await ws.send_str(protocol.encode(GetDataset("r2", "b")))
+        assert plain(await router.result("r2")) == b"next"
+    assert parts == 3
+
+
+async def test_a_large_result_on_a_line_that_stalls_is_not_sent_again(
+    router: PlayedRouter,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (folder / "a").write_bytes(content(2 * PIECE_BYTES))
+    came, over = 0, asyncio.Event()
+
+    async def stalled(request: web.Request) -> web.Response:
+        nonlocal came
+        came += 1
+        await over.wait()
+        return web.Response()
+
+    monkeypatch.setattr(router, "on_result", stalled)
+    async with served(router), connected(settings_for(router, folder, stall_seconds=0.3)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(GetDataset("r1", "a")))
+        async with asyncio.timeout(20):
+            while "datasets/result gave up" not in caplog.text:
+                await asyncio.sleep(0.01)
+        over.set()
+    assert came == 1

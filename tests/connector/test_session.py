@@ -20,8 +20,10 @@ from played_connector_router import (
 from tunnelsync import __version__, backoff, protocol
 from tunnelsync.connector import session
 from tunnelsync.errors import BadMac, BadSetting, PlaintextRefused
-from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream, ListDatasets
+from tunnelsync.protocol import Ack, Coding, Fault, GetDatasetStream, ListDatasets, Welcome
 from tunnelsync.settings import ConnectorSettings, Secret, StoreSettings
+
+LONGEST_ID = "r" * 128
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ async def test_hello_welcome_command_and_ack(
     assert router.headers[0][protocol.H_CONNECTOR] == MAC
     assert router.headers[0]["Authorization"] == "Bearer canary"
     assert router.headers[0]["User-Agent"] == f"tunnelsync/{__version__}"
-    assert lines(caplog) == [f"connected to {router.url}/ as {MAC}"]
+    assert lines(caplog)[0] == f"connected to {router.url}/ as {MAC}"
     assert ws.close_code == 1000
     assert "canary" not in caplog.text
 
@@ -82,22 +84,24 @@ async def test_hello_welcome_command_and_ack(
         ('{"command": "get_dataset", "request_id": 7, "dataset_name": "a"}', None),
         ('{"command": "stat_dataset", "request_id": "a\\nb", "dataset_name": "a"}', None),
         ('{"command": "list_datasets", "request_id": "r9", "limit": 99999999999999999999}', "r9"),
+        (protocol.encode(ListDatasets(LONGEST_ID + "r")), None),
+        (protocol.encode(ListDatasets("")), None),
         ('{"type": "hello"}', None),
         (b"bytes", None),
     ],
-    ids=range(11),
+    ids=range(13),
 )  # fmt: skip
 async def test_M1_garbage_is_answered_and_the_socket_goes_on(
     router: PlayedRouter, folder: Path, garbage: str | bytes, request_id: str | None
 ) -> None:
-    async with connected(settings_for(router, folder)):
+    async with connected(settings_for(router, folder, ack_delay_seconds=0.0)):
         ws = await router.socket()
         await (ws.send_str(garbage) if isinstance(garbage, str) else ws.send_bytes(garbage))
         fault = await router.heard_next(Fault, Ack)
         assert isinstance(fault, Fault)
         assert (fault.code, fault.request_id) == ("bad_request", request_id)
-        await ws.send_str(protocol.encode(stream("r1")))
-        await router.stream("r1")
+        await ws.send_str(protocol.encode(stream(LONGEST_ID)))
+        await router.stream(LONGEST_ID)
     assert len(router.hellos) == 1
 
 
@@ -153,6 +157,31 @@ async def test_L8_jobs_survive_a_lost_socket_and_are_not_worked_twice(
         assert (await router.stream("r1")).body == b"0123456789"
     assert router.streams["r1"].chunks == [0]
     assert router.hellos[0].instance == router.hellos[1].instance
+
+
+async def test_L8_what_was_owed_on_a_lost_socket_is_not_said_on_the_next(
+    router: PlayedRouter, folder: Path
+) -> None:
+    came, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.Request, stream: Stream) -> None:
+        came.set()
+        await go_on.wait()
+
+    router.faults = [hold, hold]
+    async with connected(settings_for(router, folder, ack_delay_seconds=0.5)):
+        first = await router.socket()
+        await first.send_str(protocol.encode(stream("r1")))
+        await came.wait()
+        await first.close(code=protocol.CLOSE_RESTART)
+        second = await router.socket()
+        while not router.heard.empty():  # on a busy machine it was in time
+            router.heard.get_nowait()
+        await second.send_str(protocol.encode(stream("r2")))
+        assert await router.heard_next(Ack) == Ack("r2")
+        go_on.set()
+        await router.stream("r1")
+        await router.stream("r2")
 
 
 async def test_a_router_that_is_away_is_told_of_once_and_on_its_return(
@@ -224,9 +253,11 @@ async def test_L8_a_router_that_restarts_gets_the_time_it_asks_for_however_hard_
         assert loop.time() - began >= 0.5
 
 
+@pytest.mark.parametrize("silent_after", ["the hello", "its welcome"])
 async def test_a_silent_router_is_left_and_tried_again(
-    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch, silent_after: str
 ) -> None:
+    """One that is silent keeps the connection, and answers no ping either."""
     plain, first = router.on_socket, asyncio.Event()
 
     async def silent(request: web.Request) -> web.StreamResponse:
@@ -236,12 +267,48 @@ async def test_a_silent_router_is_left_and_tried_again(
         ws = web.WebSocketResponse(protocols=(protocol.SUBPROTOCOL,))
         await ws.prepare(request)
         await ws.receive()
-        await ws.receive()
+        if silent_after == "its welcome":
+            await ws.send_str(protocol.encode(Welcome(1)))
+        await asyncio.Event().wait()
         return ws
 
     monkeypatch.setattr(router, "on_socket", silent)
-    async with served(router), connected(settings_for(router, folder, answer_seconds=0.2)):
-        await router.socket()
+    async with served(router):
+        settings = settings_for(router, folder, answer_seconds=0.5, heartbeat_seconds=0.5)
+        async with connected(settings), asyncio.timeout(10):
+            await router.socket()
+
+
+@pytest.mark.parametrize("status", [301, 307])
+async def test_a_router_that_redirects_its_connectors_is_not_followed(
+    router: PlayedRouter,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+) -> None:
+    """Another place would command, and the results still go to this one."""
+    elsewhere, said = PlayedRouter(), list[web.WSMsgType]()
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        router.handshakes += 1
+        place = f"{elsewhere.url}{request.rel_url}"
+        return web.Response(status=status, headers={"Location": place})
+
+    async def listen(request: web.Request) -> web.StreamResponse:
+        ws = web.WebSocketResponse(protocols=(protocol.SUBPROTOCOL,))
+        await ws.prepare(request)
+        said.append((await ws.receive()).type)
+        return ws
+
+    monkeypatch.setattr(router, "on_socket", redirect)
+    monkeypatch.setattr(elsewhere, "on_socket", listen)
+    async with served(elsewhere), served(router), connected(settings_for(router, folder)):
+        async with asyncio.timeout(10):
+            while router.handshakes < 3:
+                await asyncio.sleep(0.01)
+    assert web.WSMsgType.TEXT not in said
+    assert [line for line in lines(caplog) if "it redirects" in line]
 
 
 async def test_settings_that_cannot_work_are_told_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Datasets opened inside the jail: both ways of opening, the same promises."""
 
 import asyncio
+import ctypes
 import errno
 import os
 import socket
@@ -19,6 +20,7 @@ from tunnelsync.errors import (
     BadName,
     BadRequest,
     BadSetting,
+    ConnectorBusy,
     DatasetChanged,
     DatasetDenied,
     DatasetNotFound,
@@ -416,6 +418,8 @@ async def test_B8_what_may_not_be_read_is_denied(root: Root, folder: Path) -> No
     [
         (errno.EACCES, DatasetDenied),
         (errno.ENXIO, NotADataset),
+        (errno.EMFILE, ConnectorBusy),
+        (errno.ENFILE, ConnectorBusy),
         (errno.EAGAIN, DatasetChanged),
         (errno.EIO, ReadFailed),
     ],
@@ -429,6 +433,31 @@ async def test_an_error_of_open_is_told_as_one_of_ours(
     root = Root(folder, executor, list_entries=10, folder_entries=10, jail=refuse)
     with pytest.raises(kind, match='"a"'):
         await root.open("a")
+    root.close()
+
+
+@pytest.mark.parametrize("moves", [2, 10_000])
+async def test_a_folder_that_moves_under_an_open_is_tried_again_and_not_for_ever(
+    folder: Path, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    (folder / "a").write_bytes(b"0123456789")
+    system, left = module._libc().syscall, moves
+
+    def moved(*args: object) -> int:
+        nonlocal left
+        if left:
+            left -= 1
+            ctypes.set_errno(errno.EAGAIN)
+            return -1
+        return int(system(*args))
+
+    monkeypatch.setattr(module._libc(), "syscall", moved)
+    root = Root(folder, executor, list_entries=10, folder_entries=10, jail=beneath)
+    if moves == 2:
+        assert await content(root, "a") == b"0123456789"
+    else:
+        with pytest.raises(DatasetChanged):
+            await root.open("a")
     root.close()
 
 

@@ -333,6 +333,24 @@ async def test_attempts_without_progress_end_with_an_error(
     assert stream.chunks == [0, 10, *[10] * 5]
 
 
+async def test_a_router_that_stands_past_the_end_is_told_so(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a").write_bytes(content(1000))
+
+    async def past(request: web.Request) -> web.Response:
+        return web.json_response({"offset": 1001})
+
+    monkeypatch.setattr(router, "on_offset", past)
+    router.faults = [cutting(router, 10)]
+    async with served(router):
+        stream = await ask(router, folder, whole("a", RAW))
+    assert stream.complete is not None
+    assert stream.complete.error is not None
+    assert stream.complete.error.code == "protocol_error"
+    assert stream.complete.error.message == "the router has 1001 of 1000 bytes"
+
+
 async def test_P2_a_stream_that_nobody_wants_is_dropped(router: PlayedRouter, folder: Path) -> None:
     (folder / "a").write_bytes(content(20 * BLOCK_BYTES))
     (folder / "b").write_bytes(b"next")
@@ -408,6 +426,36 @@ async def test_B2_a_change_in_mid_stream_ends_it_between_frames(
     assert 1 <= blocks <= 7
     assert stream.body == (framed(data) if coding is BLOCKS else data)[: stream.complete.sent]
     assert stream.chunks == [0]
+
+
+async def test_a_router_that_never_lets_go_of_a_broken_stream_is_left(
+    router: PlayedRouter, folder: Path
+) -> None:
+    path, over = folder / "a", asyncio.Event()
+    path.write_bytes(content(4 * BLOCK_BYTES))
+    (folder / "b").write_bytes(b"next")
+
+    async def hold(request: web.Request, stream: Stream) -> None:
+        await request.content.readany()
+        with path.open("ab") as file:
+            file.write(b"more")
+        await router.take(request, stream)
+        await over.wait()
+
+    router.faults = [hold]
+    async with (
+        connected(settings_for(router, folder, places=1, stall_seconds=1.0)),
+        asyncio.timeout(15),
+    ):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(whole("a")))
+        await ws.send_str(protocol.encode(GetDatasetStream("r2", "b", RAW)))
+        assert (await router.stream("r2")).body == b"next"
+        over.set()
+    complete = router.streams["r1"].complete
+    assert complete is not None
+    assert complete.error is not None
+    assert complete.error.code == "dataset_changed"
 
 
 async def test_B2_a_small_dataset_that_cannot_be_read_is_a_result_error(

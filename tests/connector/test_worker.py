@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -38,7 +38,7 @@ from tunnelsync.protocol import (
     Progress,
     StatDataset,
 )
-from tunnelsync.settings import ConnectorSettings, StoreSettings
+from tunnelsync.settings import MIB, ConnectorSettings, StoreSettings
 
 
 @pytest.fixture
@@ -250,7 +250,9 @@ async def test_auto_without_a_store_streams_and_offload_says_so(
 async def test_a_result_is_given_again_until_it_is_taken(
     router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As often as it is set to be tried, and here no try is to spare."""
     plain, failing = router.on_result, [502, 0, 522, 503]
+    attempts = len(failing)
 
     async def flaky(request: web.Request) -> web.StreamResponse:
         if not failing:
@@ -262,11 +264,64 @@ async def test_a_result_is_given_again_until_it_is_taken(
         return web.Response(status=status or 200)
 
     monkeypatch.setattr(router, "on_result", flaky)
-    async with served(router), connected(settings_for(router, folder)):
+    async with (
+        served(router),
+        connected(settings_for(router, folder, resume_attempts=attempts)),
+        asyncio.timeout(10),
+    ):
         ws = await router.socket()
         await ws.send_str(protocol.encode(StatDataset("r1", "a")))
         assert (await router.result("r1"))["size"] == 10
     assert not failing
+
+
+async def test_an_answer_without_an_end_is_not_read_to_it(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, over = 0, asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        nonlocal written
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        with suppress(ConnectionError, aiohttp.ClientError):
+            while written < 64 * MIB:
+                await answer.write(bytes(MIB))
+                written += MIB
+        over.set()
+        return answer
+
+    monkeypatch.setattr(router, "on_result", endless)
+    async with served(router), connected(settings_for(router, folder, message_bytes=MIB)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(StatDataset("r1", "a")))
+        await asyncio.wait_for(over.wait(), 20)
+    assert written < 64 * MIB
+
+
+@pytest.mark.parametrize("status", [302, 307])
+async def test_a_result_goes_nowhere_else_though_a_redirect_says_so(
+    router: PlayedRouter,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+) -> None:
+    elsewhere = PlayedRouter()
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        place = f"{elsewhere.url}{request.rel_url}"
+        return web.Response(status=status, headers={"Location": place})
+
+    monkeypatch.setattr(router, "on_result", redirect)
+    async with served(elsewhere), served(router), connected(settings_for(router, folder)):
+        ws = await router.socket()
+        await ws.send_str(protocol.encode(StatDataset("r1", "a")))
+        async with asyncio.timeout(10):
+            while "datasets/result was refused" not in caplog.text and not elsewhere.results:
+                await asyncio.sleep(0.01)
+    assert f"datasets/result was refused: {status}" in caplog.text
+    assert not elsewhere.results
 
 
 async def test_a_result_that_nobody_waits_for_is_dropped_quietly(

@@ -287,15 +287,31 @@ def journal_bytes(line: Line) -> int:
     return sum(one.stat().st_size for one in found)
 
 
+def lose(shelf: Shelf, key: str) -> None:
+    shelf.client.delete_object(Bucket=BUCKET, Key=key)
+
+
+def shorten(shelf: Shelf, key: str) -> None:
+    shelf.put(key, shelf.get(key)[:-1])
+
+
 def test_s4_a_segment_that_is_gone_is_put_there_again(line: Line) -> None:
     line.prepare()
     assert line.fetch().code == 0
-    line.shelf.client.delete_object(Bucket=BUCKET, Key=line.segments[4])
+    lose(line.shelf, line.segments[4])
     line.target.unlink()
     done = line.fetch()
     assert done.code == 0, done.err
     line.came()
-    line.shelf.client.delete_object(Bucket=BUCKET, Key=line.segments[-1])
+
+
+@pytest.mark.parametrize("spoil", [lose, shorten])
+def test_s4_one_object_is_never_made_of_segments_that_are_not_whole(
+    line: Line, spoil: Callable[[Shelf, str], None]
+) -> None:
+    line.prepare()
+    assert line.fetch().code == 0
+    spoil(line.shelf, line.segments[-1])
     answer = offered(line.system, line.name)
     with urllib.request.urlopen(answer["download_url"]) as response:
         assert hashlib.file_digest(response, "sha256").hexdigest() == sha256(line.source)

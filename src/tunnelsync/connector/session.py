@@ -197,6 +197,9 @@ class _Line:
                     compress=0,
                     **proxy_for(url),
                 )
+                if ws._response.history:  # aiohttp follows; commands are taken from nowhere else
+                    await ws.close()
+                    raise _Lost("it redirects to another place")
                 return ws
         except aiohttp.WSServerHandshakeError as exc:
             if exc.status in (401, 403):
