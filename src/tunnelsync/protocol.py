@@ -115,7 +115,7 @@ class DatasetRequest:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of a connector. ``instance`` is random for each process."""
+    """First message of a connector; one that ``yields`` takes its MAC from no other process."""
 
     type: ClassVar[str] = "hello"
     mac: str
@@ -123,6 +123,7 @@ class Hello:
     instance: str
     protocol: int = VERSION
     capabilities: tuple[str, ...] = ()
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,12 +219,23 @@ async def test_L5_a_refused_token_is_told_once_and_not_hammered_with(
 
 
 @pytest.mark.parametrize(
-    "code", [protocol.CLOSE_REVOKED, protocol.CLOSE_REPLACED, protocol.CLOSE_CLASH]
+    ("code", "limit", "yields"),
+    [
+        (protocol.CLOSE_REVOKED, "backoff_refused_seconds", False),
+        (protocol.CLOSE_REPLACED, "backoff_cap_seconds", True),
+        (protocol.CLOSE_CLASH, "backoff_cap_seconds", True),
+    ],
 )
 async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
-    router: PlayedRouter, folder: Path, caplog: pytest.LogCaptureFixture, code: int
+    router: PlayedRouter,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    limit: str,
+    yields: bool,
 ) -> None:
-    async with connected(settings_for(router, folder, backoff_refused_seconds=0.3)):
+    """Who lost its MAC to another comes sooner, and takes it only when it is free."""
+    async with connected(settings_for(router, folder, **{limit: 0.3})):
         ws = await router.socket()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -232,6 +243,7 @@ async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
         await router.socket()
         assert loop.time() - began >= 0.3
     assert len([line for line in lines(caplog) if "refuses this connector" in line]) == 1
+    assert [hello.yields for hello in router.hellos] == [False, yields]
 
 
 async def test_L8_a_router_that_restarts_gets_the_time_it_asks_for_however_hard_it_was_to_reach(

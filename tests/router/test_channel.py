@@ -128,7 +128,7 @@ async def test_pongs_for_a_peer_that_does_not_read_are_bounded() -> None:
     with there:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(asyncio.Protocol, sock=here)
-        request = SimpleNamespace(transport=transport)
+        request = SimpleNamespace(transport=transport, remote=None)
         link = SocketLink(web.WebSocketResponse(), cast(web.Request, request), SETTINGS)
         for _ in range(50_000):
             link.pong(b"x" * 125)

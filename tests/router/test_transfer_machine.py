@@ -108,6 +108,8 @@ class Post:
 class NoLink:
     """A connector's channel, of which nothing is heard."""
 
+    address = "127.0.0.1"
+
     def __init__(self) -> None:
         self.sent: list[protocol.FromRouter] = []
 

@@ -151,6 +151,22 @@ def test_l6_the_second_connector_of_a_mac_takes_over(system: System, tmp_path: P
     assert second.running
 
 
+def test_l6_the_first_comes_back_when_the_second_has_gone_and_never_before(system: System) -> None:
+    router = system.router("--log-level", "debug")
+    first = system.connector(backoff_cap_seconds=0.2)
+    second = system.connector()
+    first.wait_for_line("another connector took this MAC")
+    seen = 0
+    for _ in range(3):
+        router.wait_for_line("DEBUG .* refused a connector from .* stays connected", after=seen)
+        seen = router.line_count()
+    assert router.log.count("is here") == 2
+    told = first.line_count()
+    second.stop()
+    first.wait_for_line("connected to", after=told)
+    assert ls(system).code == 0
+
+
 def test_l6_clones_that_keep_swapping_are_refused(system: System, tmp_path: Path) -> None:
     router = system.router(clash_swaps=2)
     first = system.connector()
@@ -158,7 +174,7 @@ def test_l6_clones_that_keep_swapping_are_refused(system: System, tmp_path: Path
     third = system.connector()
     fourth = system.connector(connected=False)
     fourth.wait_for_line("several connectors use this MAC")
-    router.wait_for_line("keep claiming")
+    router.wait_for_line("refused a connector from 127.0.0.1: one from 127.0.0.1 stays connected")
     first.wait_for_line("another connector took")
     second.wait_for_line("another connector took")
     assert ls(system).code == 0

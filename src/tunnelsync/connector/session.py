@@ -9,6 +9,7 @@ import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Never
 
 import aiohttp
@@ -50,8 +51,7 @@ REQUEST_ID_CHARACTERS = 128  # a router's has 32; ten thousand of them are remem
 GOODBYE_SECONDS = 2.0  # what the router gets to answer our closing of the socket
 
 NO_TOKEN = "check its token: `tunnelsync token create --role connector --mac MAC` makes one"
-REFUSALS = {
-    protocol.CLOSE_REVOKED: f"its token was revoked; {NO_TOKEN}",
+TAKEN = {
     protocol.CLOSE_REPLACED: "another connector took this MAC; give each its own with --mac",
     protocol.CLOSE_CLASH: "several connectors use this MAC; give each its own with --mac",
 }
@@ -70,6 +70,10 @@ class _Lost(Exception):
 
 class _Refused(Exception):
     """The router said no: trying again soon changes nothing."""
+
+
+class _Taken(_Refused):
+    """Another process has our MAC: when it ends, its place is free."""
 
 
 async def run(settings: ConnectorSettings, store: StoreSettings) -> Never:
@@ -140,19 +144,23 @@ class _Line:
         self._outbox = outbox
         self._batch = batch
         self._tries = 0
+        self._yields = False
         self._told: type[Exception] | None = None
 
     async def hold(self) -> Never:
         """Connect, and again whenever the socket ends; the jobs end only with this."""
+        settings = self._settings
         try:
             while True:
                 try:
                     await self._one_socket()
                 except _Lost as exc:
                     self._tell(exc, f"the router {self._router} is away ({exc}); trying on")
-                    pause = backoff.returning(self._tries, exc.good_bye, self._settings)
+                    pause = backoff.returning(self._tries, exc.good_bye, settings)
                 except _Refused as exc:
-                    pause = backoff.refused(self._settings.backoff_refused_seconds)
+                    self._yields = isinstance(exc, _Taken)
+                    soon, late = settings.backoff_cap_seconds, settings.backoff_refused_seconds
+                    pause = backoff.refused(soon if self._yields else late)
                     what = f"the router {self._router} refuses this connector: {exc}"
                     self._tell(exc, f"{what}; the next try is in {pause:.0f} s")
                 self._tries += 1
@@ -171,7 +179,7 @@ class _Line:
         ws = await self._connect()
         try:
             await self._greet(ws)
-            self._tries, self._told = 0, None
+            self._tries, self._told, self._yields = 0, None, False
             log.info("connected to %s as %s", self._router, self._hello.mac)
             raise _ended(ws, await self._talk(ws))
         except CONNECTION_ERRORS as exc:
@@ -212,7 +220,7 @@ class _Line:
         """Say hello, and wait to be welcome."""
         self._outbox.clear()
         async with asyncio.timeout(self._settings.answer_seconds):
-            await ws.send_str(protocol.encode(self._hello))
+            await ws.send_str(protocol.encode(replace(self._hello, yields=self._yields)))
             message = await ws.receive()
         if message.type is not WSMsgType.TEXT:
             raise _ended(ws, message)
@@ -300,8 +308,10 @@ def _ended(ws: ClientWebSocketResponse, last: WSMessage) -> Exception:
     """Return what the end of a socket means."""
     # That of the message: aiohttp's own is 1006 when the close and the end come at once.
     code = last.data if last.type is WSMsgType.CLOSE else ws.close_code
-    if code in REFUSALS:
-        return _Refused(REFUSALS[code])
+    if code == protocol.CLOSE_REVOKED:
+        return _Refused(f"its token was revoked; {NO_TOKEN}")
+    if code in TAKEN:
+        return _Taken(TAKEN[code])
     reason = last.extra if last.type is WSMsgType.CLOSE and isinstance(last.extra, str) else ""
     if code == protocol.CLOSE_RESTART:
         return _Lost("it restarts", reason)

@@ -56,6 +56,7 @@ class SocketLink:
         "_transport",
         "_waiting",
         "_writer",
+        "address",
         "closing",
         "silent",
     )
@@ -70,6 +71,7 @@ class SocketLink:
         self._waiting: list[bytes | tuple[int, str]] = []
         self._writer: asyncio.Task[None] | None = None
         self._asked = False
+        self.address = request.remote or "nowhere"
         self.closing = False
         self.silent = False
 

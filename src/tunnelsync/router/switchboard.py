@@ -41,6 +41,10 @@ WAITING = (State.SENT, State.ACCEPTED)
 class Link(Protocol):
     """What carries messages to one connector. Neither method waits."""
 
+    @property
+    def address(self) -> str:
+        """Where the connector calls from."""
+
     def send(self, message: protocol.FromRouter) -> None:
         """Queue a message; raise `RouterBusy` when the queue is full, `TooLarge` for a long one."""
 
@@ -112,17 +116,24 @@ class Switchboard:
         """Take in a connector that said hello; None if it was refused as a clash.
 
         The same process is given again what it did not acknowledge. Another process with the
-        same MAC takes over: the transfers of the first end at once.
+        same MAC takes over, unless it yields: the transfers of the first end at once.
         """
         old = self.sessions.get(mac)
         if old is not None and old.hello.instance == hello.instance:
             return self._welcome_back(old, link, token)
-        if old is not None and old.link is not None and self._is_clash(old):
-            log.warning("refused: two connectors keep claiming %s; the first one stays", mac)
+        if old is not None and old.link is not None and (hello.yields or self._is_clash(old)):
+            what = "refused a connector from %s: one from %s stays connected as %s"
+            log.log(
+                logging.DEBUG if hello.yields else logging.WARNING,
+                what,
+                link.address,
+                old.link.address,
+                mac,
+            )
             link.close(protocol.CLOSE_CLASH, f"another connector is connected as {mac}")
             return None
         if old is not None:
-            self._replace(old)
+            self._replace(old, link)
         session = Session(mac, hello, self._loop.time())
         session.swaps = old.swaps if old is not None else []
         self.sessions[mac] = session
@@ -151,9 +162,9 @@ class Switchboard:
         self._known[session.mac] = session.epoch
         while len(self._known) > self._settings.connectors:
             self._known.popitem(last=False)
-        version, epoch = session.hello.version[:32], session.epoch
-        log.info("connector %s is here (version %s, epoch %d)", session.mac, version, epoch)
-        link.send(protocol.Welcome(epoch, batch_bytes=self._settings.batch_bytes))
+        what = "connector %s is here, from %s (version %s, epoch %d)"
+        log.info(what, session.mac, link.address, session.hello.version[:32], session.epoch)
+        link.send(protocol.Welcome(session.epoch, batch_bytes=self._settings.batch_bytes))
 
     def _is_clash(self, session: Session) -> bool:
         """Count a swap of one live connector by another; True if there were too many lately."""
@@ -164,9 +175,10 @@ class Switchboard:
         session.swaps.append(now)
         return False
 
-    def _replace(self, old: Session) -> None:
+    def _replace(self, old: Session, by: Link) -> None:
         if old.link is not None:
-            log.warning("connector %s is replaced by another process with its MAC", old.mac)
+            what = "connector %s, from %s, is replaced by another process, from %s"
+            log.warning(what, old.mac, old.link.address, by.address)
             old.link.close(protocol.CLOSE_REPLACED, f"another connector took over as {old.mac}")
             error: TunnelSyncError = ConnectorReplaced(
                 f"another process connected as {old.mac} while it worked"
