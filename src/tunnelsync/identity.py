@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from functools import lru_cache
 from typing import NewType
@@ -23,6 +24,7 @@ MAC_PATTERN = r"[0-9A-Fa-f]{2}(?:[:-]?[0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{4}(?:\.[0-9
 """The notations that are accepted: pairs with ``:``, ``-`` or nothing, and groups of four."""
 
 _MAC = re.compile(MAC_PATTERN)
+NOTE_CHARACTERS = 200
 
 
 @lru_cache(1024)
@@ -45,16 +47,23 @@ class Role(Enum):
 
     CLIENT = "client"
     CONNECTOR = "connector"
+    MONITOR = "monitor"
+    """May see metrics and connectors, and no dataset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One entry of the tokens file: whose hash may do what. A connector's has a MAC."""
+    """One entry of the tokens file: whose hash may do what. A connector's has a MAC.
+
+    ``note`` and ``created`` (UTC, ISO 8601) are for people.
+    """
 
     id: str
     role: str
     sha256: str
     mac: str | None = None
+    note: str | None = None
+    created: str | None = None
 
     def require(self, role: Role, mac: Mac | None = None) -> None:
         """Raise `Forbidden` unless this token is of the role and, if given, bound to the MAC."""
@@ -74,14 +83,19 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def new_token(role: Role, mac: Mac | None = None) -> tuple[str, Grant]:
-    """Make a token and its grant. A connector's needs a MAC, a client's takes none."""
+def new_token(role: Role, mac: Mac | None = None, *, note: str = "") -> tuple[str, Grant]:
+    """Make a token and its grant. A connector's needs a MAC, others take none."""
     if role is Role.CONNECTOR and mac is None:
         raise BadSetting("a connector's token is for one MAC", hint="Give it with --mac.")
     if role is not Role.CONNECTOR and mac is not None:
-        raise BadSetting("a client's token is for all connectors", hint="Leave --mac out.")
+        raise BadSetting(f"a {role.value}'s token is for all connectors", hint="Leave --mac out.")
+    if len(note) > NOTE_CHARACTERS:
+        raise BadSetting(f"a note has at most {NOTE_CHARACTERS} characters", hint="Shorten --note.")
     token = f"ts-{role.value}-{secrets.token_urlsafe(32)}"
-    return token, Grant(secrets.token_hex(4), role.value, token_hash(token), mac)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return token, Grant(
+        secrets.token_hex(4), role.value, token_hash(token), mac, note or None, created
+    )
 
 
 def parse_tokens(data: bytes) -> Mapping[str, Grant]:

@@ -5,6 +5,7 @@ import fcntl
 import json as stdlib_json
 import os
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import orjson
@@ -116,7 +117,8 @@ async def test_stat_connectors_and_receipt(tmp_path: Path) -> None:
 async def test_a_token_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     os.umask(os.umask(0o022))
-    client = await ran("token", "create", "--role", "client", cwd=tmp_path)
+    create = ("token", "create", "--role", "client", "--note", "Ana's notebook")
+    client = await ran(*create, cwd=tmp_path)
     connector = await ran("token", "create", "--role", "connector", "--mac", MAC, cwd=tmp_path)
     token = client.out.decode().strip()
     assert (client.code, connector.code) == (0, 0)
@@ -133,13 +135,26 @@ async def test_a_token_is_shown_once_and_kept_as_a_hash(tmp_path: Path) -> None:
 
     listed = await ran("token", "list", "--json", cwd=tmp_path)
     rows = stdlib_json.loads(listed.out)["tokens"]
-    assert rows[0] == {"id": grant.id, "role": "client", "mac": None}
+    created = rows[0].pop("created")
+    assert datetime.now(UTC) - datetime.fromisoformat(created) < timedelta(minutes=1)
+    about = {"id": grant.id, "role": "client", "mac": None}
+    assert rows[0] == about | {"note": "Ana's notebook"}
     assert token not in listed.out.decode()
 
     gone = await ran("token", "revoke", grant.id, cwd=tmp_path)
     left = [one.role for one in parse_tokens(path.read_bytes()).values()]
     assert (gone.code, left) == (0, ["connector"])
     assert (await ran("token", "revoke", grant.id, cwd=tmp_path)).code == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+async def test_root_makes_a_tokens_file_for_whom_its_folder_belongs_to(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, 54321, 54322)
+    await ran("token", "create", "--role", "client", cwd=folder)
+    found = (folder / "tokens.json").stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (54321, 54322, 0o600)
 
 
 async def test_a_tokens_file_is_changed_by_one_at_a_time_where_it_really_is(tmp_path: Path) -> None:
@@ -177,6 +192,8 @@ def waits_for_a_lock(pid: int) -> bool:
         ["token", "create", "--role", "king"],
         ["token", "create", "--role", "connector"],
         ["token", "create", "--role", "client", "--mac", MAC],
+        ["token", "create", "--role", "monitor", "--mac", MAC],
+        ["token", "create", "--role", "client", "--note", "x" * 201],
         ["token", "list", "--tokens", "none.json"],
         ["receipt", "r1", "--wait", "-1"],
         ["ls", MAC, "../x"],

@@ -33,7 +33,8 @@ from tunnelsync.protocol import Coding, Complete, Init, Problem
 from tunnelsync.router.chunks import Chunk
 from tunnelsync.router.relay import relay
 from tunnelsync.router.said import ResultBody
-from tunnelsync.router.switchboard import Session, Switchboard
+from tunnelsync.router.session import Session
+from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings
 from tunnelsync.transfer import MOVES, Outcome, State

@@ -369,6 +369,16 @@ def test_a3_each_role_keeps_to_its_own_ends(guarded: tuple[System, Keys]) -> Non
     assert raw_http.ask(system.url, "GET", "/connectors", bearer(keys.client)).status == 200
 
 
+def test_a3_a_monitor_sees_metrics_and_connectors_alone(system: System, keys: Keys) -> None:
+    token, grant = new_token(Role.MONITOR)
+    rewrite(keys, dump_tokens([*parse_tokens(keys.path.read_bytes()).values(), grant]))
+    system.processes[0].wait_for_line("tokens file read: 4 tokens")
+    for method, path in CLIENT_ENDS + CONNECTOR_ENDS:
+        answer = raw_http.ask(system.url, method, path, bearer(token))
+        sees = (method, path) in (("GET", "/connectors"), ("GET", "/metrics"))
+        assert answer.status == (200 if sees else 403), (method, path)
+
+
 def test_a3_a_command_line_with_the_wrong_token_is_told_so(guarded: tuple[System, Keys]) -> None:
     system, keys = guarded
     none = system.cli("fetch", MAC, "a")
@@ -413,7 +423,7 @@ async def test_a3_a_token_does_not_say_hello_for_another_mac(system: System, key
             await cheat.open()
         assert refused.value.status == 403
     known = raw_http.ask(system.url, "GET", "/connectors", bearer(keys.client))
-    assert known.json() == {"connectors": []}
+    assert {row["state"] for row in known.json()["connectors"]} == {"offline"}
 
 
 async def test_a3_a_revoked_token_closes_its_live_socket_and_is_refused(

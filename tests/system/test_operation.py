@@ -97,3 +97,18 @@ def test_a_connector_that_has_a_token_is_offline_until_it_comes(system: System) 
     bearer = {"Authorization": f"Bearer {token}"}
     answer = raw_http.ask(router.url, "GET", f"/datasets/{MAC}/a", bearer)
     assert (answer.status, answer.code) == (503, "connector_offline")
+    shown = system.cli("connectors", env={"TUNNELSYNC_TOKEN": token})
+    assert shown.out == f"{MAC}\t-\t\toffline\t0\n"
+
+
+def test_a_connector_that_has_gone_is_shown_and_counted(system: System) -> None:
+    router = system.router(return_grace_seconds=0)
+    connector = system.connector()
+    assert metric(router.url, "tunnelsync_connectors") == 1
+    assert metric(router.url, "tunnelsync_connectors_offline") == 0
+    connector.stop()
+    router.wait_for_line(f"WARNING .* connector {MAC} is offline")
+    assert metric(router.url, "tunnelsync_connectors") == 0
+    assert metric(router.url, "tunnelsync_connectors_offline") == 1
+    assert metric(router.url, "process_open_fds") > 3
+    assert system.cli("connectors").out == f"{MAC}\t-\t\toffline\t0\n"

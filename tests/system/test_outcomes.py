@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import orjson
@@ -20,6 +20,7 @@ MACS = (f"cc-28-aa-07-00-{n:02x}" for n in count())
 ROWS = re.compile(
     r'^tunnelsync_transfers_total\{mode="(\w+)",outcome="(\w+)"\} (\S+)$', re.MULTILINE
 )
+SECONDS = re.compile(r'^tunnelsync_transfer_seconds_count\{mode="(\w+)"\} (\S+)$', re.MULTILINE)
 LISTS = {
     "docs/protocol.md": r"`outcome`, once it has ended,\s([^.]*)\.",
     "docs/operations.md": r"`outcome` is\s([^.]*)\.",
@@ -101,7 +102,12 @@ async def test_each_outcome_is_named_so_in_receipt_log_and_metrics(system: Syste
             )
     metrics = (await asking(router.url, "GET", "/metrics")).body.decode()
     rows = ROWS.findall(metrics)
-    assert {outcome for _, outcome, _ in rows} == NAMES
+    assert {outcome for _, outcome, number in rows if float(number)} == NAMES
     assert sum(float(number) for _, _, number in rows) == len(ends)
+    # Also what never was is told, so that the first one makes a rate.
+    modes = {"buffer", "stream", "offload", "auto", "list", "stat"}
+    assert {(mode, outcome) for mode, outcome, _ in rows} == {*product(modes, NAMES)}
+    durations = SECONDS.findall(metrics)
+    assert {mode: float(number) for mode, number in durations} == {"buffer": 4, "stream": 2}
     logged = re.findall(r"transfer \w{32}: \w+ of .*: (\w+), \d+ bytes in ", router.log)
     assert sorted(logged) == sorted(NAMES)

@@ -16,7 +16,14 @@ from typing import Any
 import click
 
 from tunnelsync import wire
-from tunnelsync.errors import Cancelled, Internal, TunnelSyncError, Usage, WriteFailed
+from tunnelsync.errors import (
+    Cancelled,
+    Internal,
+    ReadFailed,
+    TunnelSyncError,
+    Usage,
+    WriteFailed,
+)
 from tunnelsync.protocol import error_answer, printable
 
 UNWRITABLE = frozenset({errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF})
@@ -146,7 +153,9 @@ def failure(error: BaseException) -> int:
         if not _as_json:
             _tell(known)
         else:
-            about = {"request_id": known.request_id} if known.request_id else {}
+            about: dict[str, Any] = {"exit_code": known.exit_code, "retry": known.retry}
+            if known.request_id:
+                about["request_id"] = known.request_id
             json(error_answer(_encodable(known)) | about)
             _flush_stdout()
     except WriteFailed:
@@ -229,6 +238,9 @@ def _known(error: BaseException) -> TunnelSyncError:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         _silence()  # what is left in its buffer would fail once more
         return _unwritable(error)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "Raise its limit (`ulimit -n`), or fetch with a smaller --parallel."
+        return ReadFailed("this process has no descriptor left to open a file", hint=hint)
     return Internal(f"internal error: {type(error).__name__}: {error}"[:1000])
 
 

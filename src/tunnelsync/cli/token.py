@@ -35,11 +35,12 @@ def _file_flags(command: Callable[..., None]) -> Callable[..., None]:
 @token.command()
 @click.option("--role", required=True, type=click.Choice([role.value for role in Role]))
 @click.option("--mac", help="the connector's MAC; for a connector's token only")
+@click.option("--note", default="", help="whose it is, or what for; `token list` shows it")
 @_file_flags
-def create(role: str, mac: str | None, **flags: Any) -> None:
+def create(role: str, mac: str | None, note: str, **flags: Any) -> None:
     """Make a token: print it once on stdout, and keep its hash in the tokens file."""
     path = _path(flags)
-    made, grant = new_token(Role(role), None if mac is None else mac_address(mac))
+    made, grant = new_token(Role(role), None if mac is None else mac_address(mac), note=note)
     with _changing(path) as grants:
         grants[grant.sha256] = grant
     try:
@@ -59,13 +60,13 @@ def create(role: str, mac: str | None, **flags: Any) -> None:
 @options.json_flag
 @_file_flags
 def list_(as_json: bool, **flags: Any) -> None:
-    """List the tokens: id, role, MAC. The tokens themselves are nowhere."""
+    """List the tokens: id, role, MAC, when made, note. The tokens themselves are nowhere."""
     grants = list(_read(_path(flags), missing_is_empty=False).values())
+    heads = ("id", "role", "mac", "created", "note")
     if as_json:
-        rows = [{"id": one.id, "role": one.role, "mac": one.mac} for one in grants]
-        output.success(tokens=rows)
+        output.success(tokens=[{head: getattr(one, head) for head in heads} for one in grants])
         return
-    terminal.table(("id", "role", "mac"), ((one.id, one.role, one.mac or "-") for one in grants))
+    terminal.table(heads, ([getattr(one, head) or "-" for head in heads] for one in grants))
 
 
 @token.command()
@@ -124,6 +125,8 @@ def _changing(path: Path, *, missing_is_empty: bool = True) -> Iterator[dict[str
 def _replace(path: Path, data: bytes, folder: int) -> None:
     old = path.stat() if path.exists() else None
     mode = old.st_mode & 0o777 if old else 0o600
+    # Whose router reads it: root makes one for whoever the folder belongs to.
+    owner = old or (os.fstat(folder) if os.geteuid() == 0 else None)
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -131,8 +134,8 @@ def _replace(path: Path, data: bytes, folder: int) -> None:
                 file.write(data)
                 file.flush()
                 new = os.fstat(descriptor)
-                if old and (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-                    os.fchown(descriptor, old.st_uid, old.st_gid)  # whose router reads it
+                if owner and (owner.st_uid, owner.st_gid) != (new.st_uid, new.st_gid):
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             os.replace(name, path)

@@ -195,7 +195,8 @@ class Link:
         message = f"cannot reach the router at {self.router}: {reason(error)}"
         if isinstance(error, ClientConnectorCertificateError):
             # A certificate that is refused now will be in two minutes, too.
-            return NotARouter(message, hint=RouterUnreachable.next_step)
+            hint = "SSL_CERT_FILE names a file of authorities to trust in place of the system's."
+            return NotARouter(message, hint=hint)
         return RouterUnreachable(message)
 
     async def _problem(self, response: ClientResponse) -> TunnelSyncError:

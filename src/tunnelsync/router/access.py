@@ -6,7 +6,7 @@ loopback by any web page, so then a request from a page, or under a foreign host
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,9 +44,10 @@ class Access:
         self._path = Path(settings.tokens) if settings.tokens else None
         self._file = Files(*filter(None, (settings.tokens,)))
         self._grants: Mapping[str, Grant] | None = None
+        self._macs: Set[Mac] = frozenset()
         self._key = secrets.token_bytes(blake3.key_size)
         if self._path is not None:
-            self._grants = self._read()
+            self._take(self._read())
         elif not is_loopback(settings.host):
             raise BadSetting(
                 f"without a tokens file the router serves this machine alone, not {settings.host}",
@@ -100,9 +101,9 @@ class Access:
         grant, address = request[GRANT], request.remote or "nowhere"
         return f"{address} (token {grant.id})" if grant else address
 
-    def expects(self, mac: Mac) -> bool:
-        """Tell whether a connector has a token, also if it has not come yet."""
-        return any(grant.mac == mac for grant in (self._grants or {}).values())
+    def expected(self) -> Set[Mac]:
+        """Return the connectors that have a token, also those that have not come yet."""
+        return self._macs
 
     async def watch(
         self, every_seconds: float, on_change: Callable[[Mapping[str, Grant]], None]
@@ -110,12 +111,16 @@ class Access:
         """Look at the tokens file for ever; a file that is wrong leaves what was valid."""
 
         def take(grants: Mapping[str, Grant]) -> None:
-            self._grants = grants
+            self._take(grants)
             log.info("tokens file read: %d tokens", len(grants))
             on_change(grants)
 
         stays = "the tokens read before stay valid"
         await self._file.watch(every_seconds, self._read, take, else_=stays)
+
+    def _take(self, grants: Mapping[str, Grant]) -> None:
+        self._grants = grants
+        self._macs = frozenset(Mac(grant.mac) for grant in grants.values() if grant.mac)
 
     def _read(self) -> Mapping[str, Grant]:
         assert self._path is not None
@@ -125,6 +130,8 @@ class Access:
             path = printable(str(self._path))
             what = f"cannot read the tokens file {path}: {exc.strerror}"
             hint = "`tunnelsync token create` makes one, and --tokens names it."
+            if isinstance(exc, PermissionError):
+                hint = "It must belong to the user that the router runs as."
             raise BadSetting(what, hint=hint) from None
 
 
@@ -147,10 +154,10 @@ def _label(who: str, key: bytes) -> str:
     return blake3(who.encode(), key=key).hexdigest(LABEL_BYTES)
 
 
-def require_client(request: web.Request) -> None:
-    """Raise unless the request may do what a client does."""
+def require_client(request: web.Request, *, monitors: bool = False) -> None:
+    """Raise unless the request may do what a client does, or where so said what a monitor does."""
     grant = request[GRANT] = request.app[ACCESS].grant(request)
-    if grant is not None:
+    if grant is not None and not (monitors and grant.role == Role.MONITOR.value):
         grant.require(Role.CLIENT)
 
 

@@ -68,11 +68,11 @@ LINGER_SECONDS = 2.0
 """After an early refusal, so long the rest of a request's body is read and thrown away."""
 
 
-def _for_clients(handler: Handler, *, drains: bool = False) -> Handler:
-    """Let clients alone call a handler; ``drains`` refuses new ones while the router stops."""
+def _for_clients(handler: Handler, *, drains: bool = False, monitors: bool = False) -> Handler:
+    """Let clients call a handler, and ``monitors``; ``drains`` refuses new ones at the end."""
 
     async def checked(request: web.Request) -> web.StreamResponse:
-        require_client(request)
+        require_client(request, monitors=monitors)
         if drains:
             request.app[ROUTER].refuse_when_draining()
         return await handler(request)
@@ -82,7 +82,7 @@ def _for_clients(handler: Handler, *, drains: bool = False) -> Handler:
 
 def routes() -> list[web.AbstractRouteDef]:
     """Return every address of the router: first the client's, then the connector's."""
-    work = partial(_for_clients, drains=True)
+    work, seen = partial(_for_clients, drains=True), partial(_for_clients, monitors=True)
     return [
         web.post("/datasets/request-sync", work(buffer.request_sync)),
         web.post("/datasets/request-stream", work(stream.request_stream)),
@@ -91,8 +91,8 @@ def routes() -> list[web.AbstractRouteDef]:
         web.get("/transfers/{request_id}", _for_clients(status.receipt), allow_head=False),
         web.get("/transfers/{request_id}/result", _for_clients(status.result), allow_head=False),
         web.delete("/transfers/{request_id}", _for_clients(status.cancel)),
-        web.get("/connectors", _for_clients(status.connectors), allow_head=False),
-        web.get("/metrics", _for_clients(status.metrics), allow_head=False),
+        web.get("/connectors", seen(status.connectors), allow_head=False),
+        web.get("/metrics", seen(status.metrics), allow_head=False),
         web.get("/healthz", status.health),
         web.get("/readyz", status.ready),
         web.get("/connectors/ws", channel.connect, allow_head=False),
@@ -146,7 +146,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             return begun
         if isinstance(error, NO_TRANSFER) and TRANSFER not in request:
             what = f"{request.method} {request.raw_path.partition('?')[0][:100]}"
-            kind = {"kind": error.code}  # guessed tokens do not hide wrong ones from the log
+            # One who guesses tokens does not hide from the log what others do wrong.
+            kind = {"kind": f"{error.code} {request.remote}"}
             log.warning("refused %s from %s: %s", what, request.remote, error.message, extra=kind)
         return answer
     except web.HTTPRequestEntityTooLarge as error:
@@ -191,7 +192,7 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
     """
     access, certificate = Access(settings), Certificate(settings)
     server_log.addFilter(_without_its_text)
-    switchboard = Switchboard(settings, Transfers(settings), access.expects)
+    switchboard = Switchboard(settings, Transfers(settings), access.expected)
     router = Router(
         settings,
         origin(store.public) if store.endpoint else "",

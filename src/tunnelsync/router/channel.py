@@ -24,7 +24,8 @@ from tunnelsync.errors import (
 from tunnelsync.identity import Mac, mac_address
 from tunnelsync.router.access import connector_of
 from tunnelsync.router.context import ROUTER
-from tunnelsync.router.switchboard import Session, Switchboard
+from tunnelsync.router.session import Session
+from tunnelsync.router.switchboard import Switchboard
 from tunnelsync.settings import RouterSettings
 from tunnelsync.sockets import abort
 

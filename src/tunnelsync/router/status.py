@@ -4,17 +4,31 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
+from operator import itemgetter
+from typing import Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
+from tunnelsync import __version__
 from tunnelsync.errors import BadRequest, Cancelled, Conflict, TransferGone
+from tunnelsync.protocol import Mode
 from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import json_answer
 from tunnelsync.router.context import ROUTER, Router
-from tunnelsync.transfer import State
+from tunnelsync.transfer import Outcome, State
+
+MODES = (*Mode, "list", "stat")
+"""What the metrics count by. Those of mode auto ended before one was chosen."""
 
 
 async def receipt(request: web.Request) -> web.Response:
@@ -61,9 +75,9 @@ async def cancel(request: web.Request) -> web.Response:
 
 
 async def connectors(request: web.Request) -> web.Response:
-    """``GET /connectors``: those that are connected, or may return within the grace."""
-    now = asyncio.get_running_loop().time()
-    rows = [
+    """``GET /connectors``: those that are connected or may return, and those that are gone."""
+    now, board = asyncio.get_running_loop().time(), request.app[ROUTER].switchboard
+    rows: list[dict[str, Any]] = [
         {
             "mac": session.mac,
             "version": session.hello.version[:32],
@@ -71,11 +85,11 @@ async def connectors(request: web.Request) -> web.Response:
             "connected_seconds": round(now - session.since, 3),
             "transfers": len(session.transfers),
         }
-        for session in sorted(
-            request.app[ROUTER].switchboard.sessions.values(), key=lambda one: one.mac
-        )
+        for session in board.sessions.values()
     ]
-    return json_answer({"connectors": rows})
+    gone = {"version": "", "state": "offline", "connected_seconds": None, "transfers": 0}
+    rows += [{"mac": mac, **gone} for mac in board.offline()]
+    return json_answer({"connectors": sorted(rows, key=itemgetter("mac"))})
 
 
 async def health(request: web.Request) -> web.Response:
@@ -110,7 +124,10 @@ class RouterCollector(Collector):
         board = self._router.switchboard
         tally = board.transfers.tally
         linked = sum(session.link is not None for session in board.sessions.values())
+        yield InfoMetricFamily("tunnelsync_build", "What runs.", {"version": __version__})
         yield GaugeMetricFamily("tunnelsync_connectors", "Connectors connected now.", linked)
+        offline = len(board.offline())
+        yield GaugeMetricFamily("tunnelsync_connectors_offline", "Known, and not here.", offline)
         running = len(board.transfers.running)
         yield GaugeMetricFamily("tunnelsync_transfers_running", "Transfers under way.", running)
         held = self._router.buffers.held_bytes + self._router.answers.held_bytes
@@ -120,9 +137,16 @@ class RouterCollector(Collector):
         ended = CounterMetricFamily(
             "tunnelsync_transfers", "Transfers that ended.", labels=("mode", "outcome")
         )
-        for labels, count in tally.ended.items():
-            ended.add_metric(labels, count)
+        for labels in product(MODES, Outcome):  # also those that were never: rates begin at 0
+            ended.add_metric(labels, tally.ended[labels])
         yield ended
+        seconds = SummaryMetricFamily(
+            "tunnelsync_transfer_seconds", "From request to end.", labels=("mode",)
+        )
+        for mode, sum_seconds in tally.seconds.items():
+            count = sum(tally.ended[mode, outcome] for outcome in Outcome)
+            seconds.add_metric((mode,), count, sum_seconds)
+        yield seconds
         errors = CounterMetricFamily(
             "tunnelsync_errors", "Requests that ended with an error, by its code.", labels=("code",)
         )
@@ -134,6 +158,7 @@ class RouterCollector(Collector):
 async def metrics(request: web.Request) -> web.Response:
     """``GET /metrics``: for Prometheus."""
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     registry.register(RouterCollector(request.app[ROUTER]))
     return web.Response(
         body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"}

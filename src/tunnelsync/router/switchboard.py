@@ -8,10 +8,8 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from tunnelsync import protocol
 from tunnelsync.backoff import restarting
@@ -27,45 +25,12 @@ from tunnelsync.errors import (
     TunnelSyncError,
 )
 from tunnelsync.identity import Grant, Mac
+from tunnelsync.router.session import WAITING, Link, Session
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings
-from tunnelsync.transfer import State
 
 log = logging.getLogger("tunnelsync.router")
-
-WAITING = (State.SENT, State.ACCEPTED)
-"""The states in which a transfer needs the connector's channel; past them it lives by its bytes."""
-
-
-class Link(Protocol):
-    """What carries messages to one connector. Neither method waits."""
-
-    @property
-    def address(self) -> str:
-        """Where the connector calls from."""
-
-    def send(self, message: protocol.FromRouter) -> None:
-        """Queue a message; raise `RouterBusy` when the queue is full, `TooLarge` for a long one."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Say good-bye, after what is queued."""
-
-
-@dataclass(slots=True, eq=False)
-class Session:
-    """One process of a connector, across the breaks of its link."""
-
-    mac: Mac
-    hello: protocol.Hello
-    since: float
-    epoch: int = 0
-    link: Link | None = None
-    token: str | None = None
-    unacked: dict[str, protocol.Command] = field(default_factory=dict)
-    transfers: dict[str, Transfer] = field(default_factory=dict)
-    grace: asyncio.TimerHandle | None = None
-    swaps: list[float] = field(default_factory=list)
 
 
 @contextmanager
@@ -88,15 +53,15 @@ def ending(transfer: Transfer) -> Iterator[None]:
 
 
 class Switchboard:
-    """The connectors of one router, in memory; ``expects`` knows some before they come."""
+    """The connectors of one router, in memory; ``expected`` are those with a token."""
 
     def __init__(
         self,
         settings: RouterSettings,
         transfers: Transfers,
-        expects: Callable[[Mac], bool] = lambda _: False,
+        expected: Callable[[], Set[Mac]] = frozenset,
     ) -> None:
-        self._expects = expects
+        self._expected = expected
         self.transfers = transfers
         self.sessions: dict[Mac, Session] = {}
         self._settings = settings
@@ -146,7 +111,7 @@ class Switchboard:
         if session.link is not None:
             session.link.close(protocol.CLOSE_REPLACED, "the same connector connected again")
         self._welcome(session, link, token)
-        _forget_answered(session)
+        session.forget_answered()
         for request_id, command in list(session.unacked.items()):
             try:
                 link.send(command)
@@ -220,6 +185,10 @@ class Switchboard:
             if transfer.state in WAITING:
                 transfer.deadline.fail(ConnectorOffline(f"connector {session.mac} went offline"))
 
+    def offline(self) -> Set[Mac]:
+        """Return the connectors that were here, or have a token, and are not here now."""
+        return {*self._known, *self._expected()} - self.sessions.keys()
+
     def revoke(self, valid: Mapping[str, Grant]) -> None:
         """Close the links of connectors whose token, by its hash, is not theirs any more."""
         for session in list(self.sessions.values()):
@@ -285,13 +254,13 @@ class Switchboard:
     def _session(self, mac: Mac) -> Session:
         if (session := self.sessions.get(mac)) is not None:
             return session
-        if mac in self._known or self._expects(mac):
+        if mac in self._known or mac in self._expected():
             raise ConnectorOffline(f"connector {mac} is offline")
         raise ConnectorUnknown(f"no connector {mac} has connected to this router")
 
     def _dispatch(self, session: Session, transfer: Transfer) -> None:
         if len(session.unacked) >= self._settings.command_queue:
-            _forget_answered(session)
+            session.forget_answered()
         if len(session.unacked) >= self._settings.command_queue:
             raise RouterBusy(f"{len(session.unacked)} commands wait for connector {session.mac}")
         self.transfers.add(transfer, len(session.transfers))
@@ -311,10 +280,3 @@ class Switchboard:
         if session.link is not None and not transfer.connector_knows:
             with suppress(RouterBusy):  # then it learns by 410 when it posts
                 session.link.send(protocol.Cancel(transfer.request_id))
-
-
-def _forget_answered(session: Session) -> None:
-    """Count no command as unacknowledged whose answer has come in place of the ack."""
-    for request_id, transfer in session.transfers.items():
-        if transfer.state not in WAITING:
-            session.unacked.pop(request_id, None)

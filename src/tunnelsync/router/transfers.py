@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
 from tunnelsync.errors import Forbidden, RouterBusy, TransferUnknown
@@ -20,11 +20,14 @@ class Tally:
     """Sums over the transfers that ended, for the metrics."""
 
     ended: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     relayed_bytes: int = 0
 
     def add(self, transfer: Transfer) -> None:
         """Count a transfer that has ended."""
-        self.ended[(transfer.mode_used or transfer.mode, str(transfer.outcome))] += 1
+        mode = transfer.mode_used or transfer.mode
+        self.ended[mode, str(transfer.outcome)] += 1
+        self.seconds[mode] += transfer.seconds
         self.relayed_bytes += transfer.written
 
 
@@ -40,13 +43,9 @@ class Transfers:
     def add(self, transfer: Transfer, of_connector: int) -> None:
         """Take in a new transfer, of whose connector so many run; or raise `RouterBusy`."""
         if of_connector >= self.settings.connector_transfers:
-            raise RouterBusy(
-                f"{of_connector} transfers of connector {transfer.mac} are under way",
-            )
+            raise RouterBusy(f"{of_connector} transfers of connector {transfer.mac} are under way")
         if len(self.running) >= self.settings.transfers:
-            raise RouterBusy(
-                f"{len(self.running)} transfers are under way",
-            )
+            raise RouterBusy(f"{len(self.running)} transfers are under way")
         self.running[transfer.request_id] = transfer
 
     def retire(self, transfer: Transfer) -> None:
