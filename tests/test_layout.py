@@ -83,7 +83,7 @@ def test_arrows_go_from_cli_to_a_role_to_the_top(path: Path) -> None:
 def test_only_the_store_imports_an_s3_library(path: Path) -> None:
     libraries = {name.split(".")[0] for name in imports(path)}
     used = libraries & {"aioboto3", "aiobotocore", "boto3", "botocore", "s3transfer"}
-    assert not used or name_of(path) == "store.py"
+    assert not used or name_of(path) == "s3.py"
 
 
 def test_the_s3_library_is_not_loaded_before_a_store_is_used() -> None:

@@ -13,21 +13,19 @@ anew in the second: so what an address names stays for half a life at least, whi
 holds and the download that it began goes on. What is past its life is for ``leftovers.py``.
 
 Bodies are signed as UNSIGNED-PAYLOAD: a client proves each block anyway, and a signature over
-the payload would read every part twice. This is the only file that imports aioboto3 and botocore,
-and only on use: they take half a second.
+the payload would read every part twice.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import cache, partial
+from functools import partial
 from typing import Any, Self
 
-from aiohttp import ClientError as HttpError
-
-from tunnelsync import frames, objects
+from tunnelsync import frames, objects, s3
 from tunnelsync.errors import BadSetting, StoreRefused, StoreUnavailable, TunnelSyncError
 from tunnelsync.headers import content_disposition
 from tunnelsync.leftovers import Leftovers
@@ -38,6 +36,8 @@ from tunnelsync.versions import OCTETS, Found, Versions
 from tunnelsync.window import Operations, Readable, Reading, Window
 
 LIFETIME_SECONDS = 7 * 24 * 3600  # SigV4 signs nothing that lives longer
+STILL_SILENT = 0.5
+"""A store that was silent for ``read_seconds`` is not asked again for this part of them."""
 
 
 class Store:
@@ -63,6 +63,7 @@ class Store:
         self._versions = Versions(settings, self._operations)
         self._clients: list[Any] = []
         self._bucket_found = False
+        self._silent_until = 0.0
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,6 +129,10 @@ class Store:
             await pipeline.fill(reading, self._settled(dataset), wanted, tell)
 
     async def _begin(self, mac: str, dataset: Readable) -> str:
+        left_seconds = self._silent_until - asyncio.get_running_loop().time()
+        if left_seconds > 0:  # who comes now does not wait until that is found once more
+            again = f"it is asked again in {math.ceil(left_seconds)} s"
+            raise StoreUnavailable(f"{self._where} was silent a moment ago; {again}")
         await self._connect()
         await self._versions.multipart.abort_left()
         return objects.object_key(self._settings.prefix, mac, dataset.name, dataset.etag)
@@ -176,7 +181,7 @@ class Store:
                 # Off the loop: half a second of imports, and of reading the tables of the API.
                 loop = asyncio.get_running_loop()
                 making = partial(
-                    loop.run_in_executor, self._executor, _make_clients, self._settings
+                    loop.run_in_executor, self._executor, s3.make_clients, self._settings
                 )
                 self._clients = await self._call(making)
                 for client in self._clients:
@@ -216,11 +221,13 @@ class Store:
         try:
             async with asyncio.timeout(self._settings.read_seconds):
                 return await make()
-        except _boto_errors() as exc:
+        except s3.errors() as exc:
             raise self._error(exc) from None
 
     async def _request(self, operation: str, **parameters: Any) -> Any:
-        return await self._call(partial(getattr(self._clients[0], operation), **parameters))
+        answer = await self._call(partial(getattr(self._clients[0], operation), **parameters))
+        self._silent_until = 0.0
+        return answer
 
     async def _ask(self, operation: str, **parameters: Any) -> Any:
         """Return the answer to an operation, or None where there is nothing to do it with.
@@ -228,13 +235,12 @@ class Store:
         A key that may not list is told 403 for what is missing. If it is refused for another
         reason, the upload that follows will say so: for a bucket that is taken as found.
         """
-        from botocore.exceptions import ClientError
 
         async def ask() -> Any:
             try:
                 return await getattr(self._clients[0], operation)(**parameters)
-            except ClientError as exc:
-                status, _ = objects.answered(exc.response)
+            except s3.errors() as exc:
+                status = s3.status_of(exc)
                 if status == 404 or (status == 403 and operation in ("head_object", "get_object")):
                     return None
                 if status == 403 and operation == "head_bucket":
@@ -249,72 +255,12 @@ class Store:
             async with self._bodies, window.deadline:
                 window.begin(self._settings.read_seconds)
                 return await getattr(self._clients[0], operation)(Body=window, **parameters)
-        except _boto_errors() as exc:
+        except s3.errors() as exc:
             raise (window.failure or self._error(exc)) from None
 
     def _error(self, exc: Exception) -> TunnelSyncError:
-        """Return our error for one of boto's or the network's, without what they quote."""
-        from botocore import exceptions as boto
-
-        if isinstance(exc, boto.ClientError):
-            return objects.refusal(self._where, *objects.answered(exc.response))
-        if isinstance(exc, TimeoutError):
-            seconds = self._settings.read_seconds
-            return StoreUnavailable(f"{self._where} was silent for {seconds:g} s")
-        if isinstance(exc, boto.ConnectTimeoutError):
-            seconds = self._settings.connect_seconds
-            return StoreUnavailable(f"{self._where} took no connection in {seconds:g} s")
-        if isinstance(exc, boto.SSLError):
-            return StoreUnavailable(
-                f"{self._where} and this machine do not agree on TLS",
-                hint="Check its certificate, and AWS_CA_BUNDLE if it is signed by your own CA.",
-            )
-        if isinstance(exc, boto.NoCredentialsError | boto.PartialCredentialsError):
-            return objects.no_keys(self._where, "needs keys, and there are none")
-        network = boto.ConnectionError, boto.HTTPClientError
-        if isinstance(exc, boto.BotoCoreError) and not isinstance(exc, network):
-            return objects.no_keys(self._where, f"cannot be used ({type(exc).__name__})")
-        return StoreUnavailable(f"{self._where} cannot be reached, or is no S3 store")
-
-
-def _make_clients(settings: StoreSettings) -> list[Any]:
-    """Return the client that uploads and, last, the one that signs for the public endpoint.
-
-    They are made on a loop of this thread's, and bound to none before their first request.
-    """
-    import aioboto3
-    from botocore.config import Config
-
-    config = Config(
-        signature_version="s3v4",
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        connect_timeout=settings.connect_seconds,
-        read_timeout=None,  # aiohttp's starts at "100 Continue", ours in _call and _send
-        retries={"total_max_attempts": max(1, settings.attempts), "mode": "standard"},
-        max_pool_connections=max(1, settings.connections),
-        s3={"addressing_style": "path", "payload_signing_enabled": False},
-    )
-
-    async def make(endpoint: str) -> Any:
-        context = aioboto3.Session().client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=settings.region,
-            aws_access_key_id=settings.access_key.reveal() or None,
-            aws_secret_access_key=settings.secret_key.reveal() or None,
-            config=config,
-        )
-        return await context.__aenter__()
-
-    endpoints = dict.fromkeys((settings.endpoint, settings.public))
-    return [asyncio.run(make(one)) for one in endpoints]
-
-
-@cache
-def _boto_errors() -> tuple[type[Exception], ...]:
-    """What boto and the network raise; a time-out is an `OSError`."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
-
-    return BotoCoreError, ClientError, ResponseParserError, HttpError, OSError
+        """Return our error for one of the library's; of a silence, note when it is over."""
+        if s3.is_silence(exc):
+            silent_seconds = self._settings.read_seconds * STILL_SILENT
+            self._silent_until = asyncio.get_running_loop().time() + silent_seconds
+        return s3.error_of(exc, self._where, self._settings)
