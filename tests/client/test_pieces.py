@@ -21,7 +21,6 @@ from tunnelsync.client.link import Link
 from tunnelsync.client.offload import Known, _Run
 from tunnelsync.client.pieces import FAR_SECONDS, Offer, Piece
 from tunnelsync.errors import (
-    BrokenOff,
     ConnectorUnknown,
     DatasetChanged,
     ProtocolError,
@@ -349,10 +348,10 @@ async def test_a_size_beyond_all_measure_is_refused_before_the_store_is_asked(
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        (lambda data: data[:-1], BrokenOff),
-        (lambda data: data + b"x", VerificationFailed),
+        (lambda data: data[:-1], StoreUnavailable),
+        (lambda data: data + b"x", StoreUnavailable),
         (lambda data: b"X" + data[1:], VerificationFailed),
-        (lambda _: b"", BrokenOff),
+        (lambda _: b"", StoreUnavailable),
     ],
     ids=["short", "long", "altered", "empty"],
 )

@@ -295,13 +295,17 @@ def shorten(shelf: Shelf, key: str) -> None:
     shelf.put(key, shelf.get(key)[:-1])
 
 
-def test_s4_a_segment_that_is_gone_is_put_there_again(line: Line) -> None:
+@pytest.mark.parametrize("mode", ["offload", "auto"])
+@pytest.mark.parametrize("spoil", [lose, shorten])
+def test_s4_a_segment_that_is_gone_or_short_is_put_there_again(
+    line: Line, spoil: Callable[[Shelf, str], None], mode: str
+) -> None:
     line.prepare()
     assert line.fetch().code == 0
-    lose(line.shelf, line.segments[4])
+    spoil(line.shelf, line.segments[4])
     line.target.unlink()
-    done = line.fetch()
-    assert done.code == 0, done.err
+    done = line.fetch(mode=mode)
+    assert (done.code, done.json()["mode_used"]) == (0, "offload"), done.err
     line.came()
 
 

@@ -180,7 +180,7 @@ async def begun(
     """
     whole = (at, end) == (piece.offset, piece.end)
     wanted = None if whole else (at - piece.offset, end - piece.offset)
-    async with _get(reach, piece.url, wanted, kept=more) as body:
+    async with _get(reach, piece.url, wanted, kept=more, size=end - at) as body:
         with _not_begun():
             await body.peek()
         yield body
@@ -188,9 +188,14 @@ async def begun(
 
 @asynccontextmanager
 async def _get(
-    reach: Reach, url: URL, part: tuple[int, int] | None = None, *, kept: bool = False
+    reach: Reach,
+    url: URL,
+    part: tuple[int, int] | None = None,
+    *,
+    kept: bool = False,
+    size: int | None = None,
 ) -> AsyncIterator[Body]:
-    """Get an object, or of it the bytes from the one offset up to the other."""
+    """Get an object, or of it the bytes from the one offset up to the other: ``size`` in all."""
     where = f"the store at {url.origin()}"
     headers = {} if part is None else {"Range": f"bytes={part[0]}-{part[1] - 1}"}
     asked = time.perf_counter()
@@ -211,6 +216,9 @@ async def _get(
             raise StoreRefused(f"{where} gives no parts of an object, so that none can be resumed")
         if response.status != (200 if part is None else 206):
             raise StoreUnavailable(f"{where} answered {response.status}{_why(response.status)}")
+        if size is not None and response.content_length not in (None, size):
+            found = f"{response.content_length} bytes where there should be {size}"
+            raise StoreUnavailable(f"{where} has {found}")  # the connector puts it there anew
         reach.answer_seconds = min(reach.answer_seconds, time.perf_counter() - asked)
         idle_seconds, kept = reach.settings.idle_seconds, kept and reach.far
         yield Body(response, peer=PEER, idle_seconds=idle_seconds, kept=kept)
