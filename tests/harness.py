@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from tunnelsync import settings
+from tunnelsync import configuration, settings
 
 MAC = "cc-28-aa-00-11-22"
 COMMAND = (sys.executable, "-m", "tunnelsync")
@@ -62,7 +62,7 @@ def environ_of(role: type, values: Mapping[str, object]) -> dict[str, str]:
     capitals stands for itself."""
     specs = {spec.name: spec for spec in fields(role)}
     return {
-        name if name.isupper() else settings.env_name(role, specs[name]): (
+        name if name.isupper() else configuration.env_name(role, specs[name]): (
             value.reveal() if isinstance(value, settings.Secret) else str(value)
         )
         for name, value in values.items()

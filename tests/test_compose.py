@@ -13,7 +13,8 @@ import yaml
 
 from tunnelsync import cli
 from tunnelsync.address import is_loopback
-from tunnelsync.settings import ConnectorSettings, RouterSettings, StoreSettings, load
+from tunnelsync.configuration import load
+from tunnelsync.settings import ConnectorSettings, RouterSettings, StoreSettings
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "compose.yaml").read_text()

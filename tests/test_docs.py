@@ -10,8 +10,9 @@ import click
 import pytest
 
 from tunnelsync import cli
+from tunnelsync.configuration import env_name
 from tunnelsync.errors import BY_CODE, TunnelSyncError
-from tunnelsync.settings import ROLES, Secret, StoreSettings, env_name
+from tunnelsync.settings import ROLES, Secret, StoreSettings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

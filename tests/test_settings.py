@@ -7,18 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnelsync.configuration import NOT_SETTINGS, PREFIX, env_name, load
 from tunnelsync.errors import BadSetting
 from tunnelsync.settings import (
-    NOT_SETTINGS,
-    PREFIX,
     ROLES,
     ClientSettings,
     ConnectorSettings,
     RouterSettings,
     Secret,
     StoreSettings,
-    env_name,
-    load,
 )
 
 CANARY = "the-canary-in-the-coal-mine"
@@ -133,6 +130,26 @@ def test_a_value_of_the_wrong_kind_is_an_error_that_names_its_place(
         load(role, flags={name: value})
     with pytest.raises(BadSetting, match=name):
         load(role, toml={role.table: {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("read_bytes", 0),
+        ("read_bytes", -1),
+        ("read_bytes", 1.5),
+        ("read_bytes", float("nan")),
+        ("read_bytes", "many"),
+        ("read_bytes", True),
+        ("idle_seconds", float("inf")),
+        ("idle_seconds", None),
+    ],
+)
+def test_what_a_program_makes_by_itself_is_checked_too(name: str, value: Any) -> None:
+    with pytest.raises(BadSetting, match=f"client.{name} must be"):
+        ClientSettings(**{name: value})
+    with pytest.raises(BadSetting, match=f"client.{name} must be"):
+        replace(ClientSettings(), **{name: value})
 
 
 @pytest.mark.parametrize(

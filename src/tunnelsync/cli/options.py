@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tunnelsync import settings
+from tunnelsync import configuration
 from tunnelsync.errors import BadSetting
 from tunnelsync.protocol import printable
 from tunnelsync.settings import ClientSettings, ConnectorSettings, Secret, StoreSettings
@@ -47,7 +47,7 @@ def settings_flags(role: type, *names: str, prefix: str = "") -> Callable[[Comma
     def add(command: Command) -> Command:
         for spec in reversed([one for name in names for one in fields(role) if one.name == name]):
             flag = f"--{prefix}{spec.name}".replace("_", "-")
-            variable = settings.env_name(role, spec)
+            variable = configuration.env_name(role, spec)
             why = f"{spec.metadata['why']} [{variable}"
             why += f"; default {spec.default}]" if str(spec.default) else "]"
             if isinstance(spec.default, bool):
@@ -89,13 +89,13 @@ def store_flags(command: Command) -> Command:
     return settings_flags(StoreSettings, *STORE, prefix=STORE_PREFIX)(command)
 
 
-def load(role: type[settings.Role], flags: Mapping[str, Any]) -> settings.Role:
+def load(role: type[configuration.Role], flags: Mapping[str, Any]) -> configuration.Role:
     """Build a role's settings from the flags of a command, the environment and the file.
 
     Raises `BadSetting` for what is unknown or wrong.
     """
     config = flags.get("config") or os.environ.get("TUNNELSYNC_CONFIG")
-    return settings.load(
+    return configuration.load(
         role,
         flags={name: value for name, value in flags.items() if name != "config"},
         environ=os.environ,
