@@ -49,6 +49,7 @@ class PlayedRouter:
         self.url = ""
         self.sockets: asyncio.Queue[web.WebSocketResponse] = asyncio.Queue()
         self.hellos: list[Hello] = []
+        self.heeds_yielding = True
         self.heard: asyncio.Queue[Ack | Progress | Fault] = asyncio.Queue()
         self.results: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.result_came = asyncio.Condition()
@@ -103,7 +104,10 @@ class PlayedRouter:
         hello = protocol.decode_from_connector((await ws.receive()).data)
         assert isinstance(hello, Hello)
         self.hellos.append(hello)
-        await ws.send_str(protocol.encode(Welcome(len(self.hellos), batch_bytes=self.batch_bytes)))
+        welcome = Welcome(
+            len(self.hellos), batch_bytes=self.batch_bytes, yields=self.heeds_yielding
+        )
+        await ws.send_str(protocol.encode(welcome))
         self.sockets.put_nowait(ws)
         async for message in ws:
             self.heard.put_nowait(protocol.decode_from_connector(message.data))  # type: ignore[arg-type]

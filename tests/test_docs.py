@@ -184,3 +184,12 @@ def test_no_file_holds_what_means_nothing_elsewhere(what: str) -> None:
         if re.search(NOT_FOR_OTHERS[what], line)
     ]
     assert not found, f"{what}:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("part", ["", "router", "connector", "client"])
+def test_architecture_md_has_a_row_for_every_file(part: str) -> None:
+    found = dict(sections((DOCS / "architecture.md").read_text()))
+    rows = found[f"`{part}/`" if part else "The top: `src/tunnelsync/`"]
+    told = {name for row in rows for name in re.findall(r"`(\w+\.py)`", row[0])}
+    files = (ROOT / "src" / "tunnelsync" / part).glob("*.py")
+    assert told == {path.name for path in files if not path.name.startswith("__")}

@@ -53,7 +53,7 @@ class TunnelSyncError(Exception):
         self.message = message
         self.hint = self.next_step if hint is None else hint
         self.retry_after_seconds: int | None = None  # as the router said, to a client
-        self.request_id: str | None = None  # of the transfer, as router and connector log it
+        self.request_id = ""  # of the transfer, as router and connector log it
 
     def to_wire(self) -> dict[str, str]:
         """Return ``{"code", "message", "hint"}``, the ``error`` member of an error answer."""
@@ -101,7 +101,7 @@ class BadMac(Usage):
     """Not a MAC address."""
 
     code = "bad_mac"
-    next_step = "Write it as cc-28-aa-00-11-22; `tunnelsync connectors` lists those connected."
+    next_step = "Write it as cc-28-aa-00-11-22; `tunnelsync connectors` lists those known."
 
 
 class BadSetting(Usage):
@@ -278,7 +278,7 @@ class Unavailable(TunnelSyncError):
 
 
 class ConnectorOffline(Unavailable):
-    """The connector was known and is not connected now."""
+    """The connector was here, or has a token, and is not connected now."""
 
     code = "connector_offline"
     next_step = "Check that the connector runs and reaches the router, then try again."

@@ -89,6 +89,8 @@ def new_token(role: Role, mac: Mac | None = None, *, note: str = "") -> tuple[st
         raise BadSetting("a connector's token is for one MAC", hint="Give it with --mac.")
     if role is not Role.CONNECTOR and mac is not None:
         raise BadSetting(f"a {role.value}'s token is for all connectors", hint="Leave --mac out.")
+    if not note.isprintable():
+        raise BadSetting("a note is printable text in UTF-8", hint="Change --note.")
     if len(note) > NOTE_CHARACTERS:
         raise BadSetting(f"a note has at most {NOTE_CHARACTERS} characters", hint="Shorten --note.")
     token = f"ts-{role.value}-{secrets.token_urlsafe(32)}"

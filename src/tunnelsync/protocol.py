@@ -161,12 +161,14 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """The hello was accepted. ``epoch`` counts the sockets that this MAC has had; ``batch_bytes``
-    is the largest body of ``POST /datasets/batch``, 0 where there is none."""
+    is the largest body of ``POST /datasets/batch``, 0 where there is none; ``yields`` says that
+    the router heeds that of a hello."""
 
     type: ClassVar[str] = "welcome"
     epoch: int
     protocol: int = VERSION
     batch_bytes: int = 0
+    yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def make_clients(settings: StoreSettings) -> list[Any]:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         connect_timeout=settings.connect_seconds,
-        read_timeout=None,  # aiohttp's starts at "100 Continue", ours in _call and _send
+        read_timeout=None,  # aiohttp's starts at "100 Continue", ours in store.py
         retries={"total_max_attempts": max(1, settings.attempts), "mode": "standard"},
         max_pool_connections=max(1, settings.connections),
         s3={"addressing_style": "path", "payload_signing_enabled": False},

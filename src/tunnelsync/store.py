@@ -180,10 +180,11 @@ class Store:
             if not self._clients:
                 # Off the loop: half a second of imports, and of reading the tables of the API.
                 loop = asyncio.get_running_loop()
-                making = partial(
-                    loop.run_in_executor, self._executor, s3.make_clients, self._settings
-                )
-                self._clients = await self._call(making)
+                making = loop.run_in_executor(self._executor, s3.make_clients, self._settings)
+                try:
+                    self._clients = await making
+                except s3.errors() as exc:
+                    raise s3.error_of(exc, self._where, self._settings) from None
                 for client in self._clients:
                     self._stack.push_async_callback(client.close)
             if not self._bucket_found:
@@ -211,13 +212,19 @@ class Store:
         if disposition:
             parameters["ResponseContentDisposition"] = disposition
         sign = partial(self._clients[-1].generate_presigned_url, "get_object")
-        url: str = await self._call(partial(sign, Params=parameters, ExpiresIn=expires_seconds))
+        url: str = await self._bounded(partial(sign, Params=parameters, ExpiresIn=expires_seconds))
         return url
 
     # --- requests -------------------------------------------------------------------------
 
     async def _call(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        """Await the store for ``read_seconds`` at most; raise our errors in place of its own."""
+        """Await an answer of the store."""
+        answer = await self._bounded(make)
+        self._silent_until = 0.0
+        return answer
+
+    async def _bounded(self, make: Callable[[], Awaitable[Any]]) -> Any:
+        """Await for ``read_seconds`` at most; raise our errors in place of the library's."""
         try:
             async with asyncio.timeout(self._settings.read_seconds):
                 return await make()
@@ -225,9 +232,7 @@ class Store:
             raise self._error(exc) from None
 
     async def _request(self, operation: str, **parameters: Any) -> Any:
-        answer = await self._call(partial(getattr(self._clients[0], operation), **parameters))
-        self._silent_until = 0.0
-        return answer
+        return await self._call(partial(getattr(self._clients[0], operation), **parameters))
 
     async def _ask(self, operation: str, **parameters: Any) -> Any:
         """Return the answer to an operation, or None where there is nothing to do it with.
@@ -254,7 +259,9 @@ class Store:
         try:
             async with self._bodies, window.deadline:
                 window.begin(self._settings.read_seconds)
-                return await getattr(self._clients[0], operation)(Body=window, **parameters)
+                answer = await getattr(self._clients[0], operation)(Body=window, **parameters)
+            self._silent_until = 0.0
+            return answer
         except s3.errors() as exc:
             raise (window.failure or self._error(exc)) from None
 

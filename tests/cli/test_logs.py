@@ -46,7 +46,14 @@ def test_a_long_silence_gives_no_more_than_one_burst(readable: Readable) -> None
     assert sum(later) == BURST_LINES
 
 
-def test_many_kinds_are_not_kept(readable: Readable) -> None:
-    for n in range(10 * MOST_KINDS):
-        assert readable.filter(record(f"a text of its own: {n}"))
-    assert len(readable._kinds) <= MOST_KINDS
+def test_what_is_of_more_kinds_than_are_kept_is_of_one_kind(readable: Readable) -> None:
+    def lines(first: int, at: float) -> int:
+        texts = range(first, first + 10 * MOST_KINDS)
+        return sum(readable.filter(record(f"a text of its own: {n}", at=at)) for n in texts)
+
+    assert lines(0, 0) == MOST_KINDS - 1 + BURST_LINES
+    assert len(readable._kinds) == MOST_KINDS + 1
+    assert lines(10**6, 0) == 0
+    later = 1.01 * BURST_LINES * EVERY_SECONDS
+    assert lines(2 * 10**6, later) == MOST_KINDS + BURST_LINES
+    assert len(readable._kinds) == MOST_KINDS + 1

@@ -194,6 +194,7 @@ def waits_for_a_lock(pid: int) -> bool:
         ["token", "create", "--role", "client", "--mac", MAC],
         ["token", "create", "--role", "monitor", "--mac", MAC],
         ["token", "create", "--role", "client", "--note", "x" * 201],
+        ["token", "create", "--role", "client", "--note", "caf\udce9"],
         ["token", "list", "--tokens", "none.json"],
         ["receipt", "r1", "--wait", "-1"],
         ["ls", MAC, "../x"],

@@ -219,11 +219,12 @@ async def test_L5_a_refused_token_is_told_once_and_not_hammered_with(
 
 
 @pytest.mark.parametrize(
-    ("code", "limit", "yields"),
+    ("code", "heeded", "limit"),
     [
-        (protocol.CLOSE_REVOKED, "backoff_refused_seconds", False),
-        (protocol.CLOSE_REPLACED, "backoff_cap_seconds", True),
-        (protocol.CLOSE_CLASH, "backoff_cap_seconds", True),
+        (protocol.CLOSE_REVOKED, True, "backoff_refused_seconds"),
+        (protocol.CLOSE_REPLACED, True, "backoff_cap_seconds"),
+        (protocol.CLOSE_CLASH, True, "backoff_cap_seconds"),
+        (protocol.CLOSE_REPLACED, False, "backoff_refused_seconds"),
     ],
 )
 async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
@@ -231,10 +232,12 @@ async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
     folder: Path,
     caplog: pytest.LogCaptureFixture,
     code: int,
+    heeded: bool,
     limit: str,
-    yields: bool,
 ) -> None:
-    """Who lost its MAC to another comes sooner, and takes it only when it is free."""
+    """Who lost its MAC to another comes sooner, and takes it only when it is free: of a router
+    that heeds that."""
+    router.heeds_yielding = heeded
     async with connected(settings_for(router, folder, **{limit: 0.3})):
         ws = await router.socket()
         loop = asyncio.get_running_loop()
@@ -243,7 +246,7 @@ async def test_L6_a_socket_closed_for_a_reason_backs_off_for_long(
         await router.socket()
         assert loop.time() - began >= 0.3
     assert len([line for line in lines(caplog) if "refuses this connector" in line]) == 1
-    assert [hello.yields for hello in router.hellos] == [False, yields]
+    assert [hello.yields for hello in router.hellos] == [False, limit == "backoff_cap_seconds"]
 
 
 async def test_L8_a_router_that_restarts_gets_the_time_it_asks_for_however_hard_it_was_to_reach(

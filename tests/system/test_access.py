@@ -441,7 +441,9 @@ async def test_a3_a_revoked_token_closes_its_live_socket_and_is_refused(
         assert (await revoked.result("0123", {})).status == 401
         assert (await stays.result("0123", {})).status == 404
     gone = raw_http.ask(system.url, "GET", f"/datasets/{MAC}/a", bearer(keys.client))
-    assert (gone.status, gone.code) == (503, "connector_offline")
+    assert (gone.status, gone.code) == (404, "connector_unknown")
+    rows = raw_http.ask(system.url, "GET", "/connectors", bearer(keys.client)).json()["connectors"]
+    assert [row["mac"] for row in rows] == [OTHER]
 
 
 async def test_a3_a_token_that_is_bound_anew_closes_the_socket_of_its_old_mac(

@@ -158,7 +158,7 @@ def test_l6_the_first_comes_back_when_the_second_has_gone_and_never_before(syste
     first.wait_for_line("another connector took this MAC")
     seen = 0
     for _ in range(3):
-        router.wait_for_line("DEBUG .* refused a connector from .* stays connected", after=seen)
+        router.wait_for_line("DEBUG .* refused a connector from .*, which yields", after=seen)
         seen = router.line_count()
     assert router.log.count("is here") == 2
     told = first.line_count()

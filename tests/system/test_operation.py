@@ -47,7 +47,7 @@ def test_an_error_names_the_transfer_that_the_router_logs(system: System, tmp_pa
     router = system.router()
     connector = system.connector()
     plain = system.cli("fetch", MAC, "nope", "-o", "nope")
-    (found,) = re.findall(r"^  transfer: (\w{32}), in the logs", plain.err, re.MULTILINE)
+    (found,) = re.findall(r"^  transfer: (\w{32}), by which", plain.err, re.MULTILINE)
     router.wait_for_line(f"transfer {found}: auto of .nope. from {MAC} to 127.0.0.1: refused")
     assert found in connector.log
     kept = tmp_path / "receipt.json"
@@ -58,6 +58,7 @@ def test_an_error_names_the_transfer_that_the_router_logs(system: System, tmp_pa
     (transfer,) = orjson.loads(kept.read_bytes())["transfers"]
     assert transfer["request_id"] == value["request_id"]
     assert "transfer:" not in system.cli("ls", "cc-28-aa-00-99-99").err
+    assert metric(router.url, 'tunnelsync_errors_total{code="internal"}') == 0
 
 
 def test_the_log_tells_whose_token_a_transfer_was_for(system: System) -> None:

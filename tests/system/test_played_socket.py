@@ -1,6 +1,7 @@
 """The socket between a real router and a connector: what is on it, and how it comes back."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from aiohttp import WSMsgType
@@ -323,6 +324,29 @@ async def test_l6_swaps_are_forgotten_after_the_window(system: System) -> None:
                         break
         assert codes[0] == CLOSE_CLASH
         assert codes[-1] == 0
+
+
+async def test_l6_one_that_yields_takes_nothing_from_one_that_may_return(system: System) -> None:
+    url = system.router(return_grace_seconds=1.5).url
+    async with played(url, another_mac()) as first:
+        client = wanting(url, first.mac, "sync")
+        request_id = await first.command("get_dataset")
+        await first.lose()
+        await until(first, "returning", 1)
+        async with first.another() as second:
+            await second.open()
+            await second.say(replace(second.hello(), yields=True))
+            assert await second.close_code() == CLOSE_CLASH
+        await first.connect()
+        await first.result(request_id, {"data": "x"})
+        assert (await client).json() == {"data": "x"}
+        await first.lose()
+        await until(first, "offline", 0)
+        async with first.another() as second:
+            await second.open()
+            await second.say(replace(second.hello(), yields=True))
+            assert (await second.hear())["yields"] is True
+            await still_works(second)
 
 
 async def test_l6_another_process_replaces_and_both_commands_in_flight_end(

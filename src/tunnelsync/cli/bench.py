@@ -15,7 +15,7 @@ from tunnelsync.cli.bench_run import Bench, Limits
 from tunnelsync.client import TunnelSync
 from tunnelsync.errors import Cancelled, TunnelSyncError
 from tunnelsync.identity import mac_address
-from tunnelsync.protocol import Mode, check_name, error_answer
+from tunnelsync.protocol import Mode, check_name
 from tunnelsync.settings import MIB, ClientSettings
 
 LEAST_BYTES = MIB
@@ -130,7 +130,7 @@ def _stopped(mac: str, figures: Figures, why: TunnelSyncError | output.Interrupt
         code = why.code
     else:
         error, code = why, why.exit_code
-    output.json({**error_answer(error), "mac": mac, **members(figures.measured())})
+    output.json({**output.failed(error, exit_code=code), "mac": mac, **members(figures.measured())})
     click.get_current_context().exit(code)
 
 

@@ -1,4 +1,4 @@
-"""``tunnelsync connectors``: who is connected to the router."""
+"""``tunnelsync connectors``: who is connected to the router, and who should be."""
 
 from typing import Any
 

@@ -11,9 +11,10 @@ from tunnelsync.transfer import EACH
 BURST_LINES = 50
 """Of one kind of warning, so many at once; then one for each `EVERY_SECONDS`."""
 EVERY_SECONDS = 5.0
-MOST_KINDS = 256
-"""Kinds are texts of ours and of libraries. One that writes names into its texts makes many: then
-counting begins anew."""
+MOST_KINDS = 64
+"""Kinds are texts of ours and of libraries, some with an address: whoever has many makes many.
+All that are beyond are of one kind."""
+BEYOND = "beyond"
 
 
 def start(level: str) -> None:
@@ -60,7 +61,9 @@ class Readable(logging.Filter):
         if record.levelno < logging.WARNING or name == EACH:
             return True
         if len(self._kinds) >= MOST_KINDS and name not in self._kinds:
-            self._kinds.clear()
+            self._forget_quiet(record.created)
+            if len(self._kinds) >= MOST_KINDS:
+                name = BEYOND
         kind = self._kinds.setdefault(name, _Kind(BURST_LINES, record.created))
         kind.lines = min(BURST_LINES, kind.lines + (record.created - kind.at) / EVERY_SECONDS)
         kind.at = record.created
@@ -73,6 +76,13 @@ class Readable(logging.Filter):
             record.args = None
             kind.left_out = 0
         return True
+
+    def _forget_quiet(self, now: float) -> None:
+        """Forget the kinds of which as many lines may be written as at first."""
+        quiet_seconds = BURST_LINES * EVERY_SECONDS
+        self._kinds = {
+            name: kind for name, kind in self._kinds.items() if now - kind.at < quiet_seconds
+        }
 
 
 class _Escaping(logging.Formatter):

@@ -153,10 +153,7 @@ def failure(error: BaseException) -> int:
         if not _as_json:
             _tell(known)
         else:
-            about: dict[str, Any] = {"exit_code": known.exit_code, "retry": known.retry}
-            if known.request_id:
-                about["request_id"] = known.request_id
-            json(error_answer(_encodable(known)) | about)
+            json(failed(known))
             _flush_stdout()
     except WriteFailed:
         _silence()
@@ -165,12 +162,21 @@ def failure(error: BaseException) -> int:
     return known.exit_code
 
 
+def failed(error: TunnelSyncError, *, exit_code: int | None = None) -> dict[str, Any]:
+    """Return the one JSON object of a command that ended with an error."""
+    code = error.exit_code if exit_code is None else exit_code
+    about: dict[str, Any] = {"exit_code": code, "retry": error.retry}
+    if error.request_id:
+        about["request_id"] = error.request_id
+    return error_answer(_encodable(error)) | about
+
+
 def _tell(error: TunnelSyncError) -> None:
     say(f"error: {error.message}")
     if error.hint:
         say(f"  hint: {error.hint}")
     if error.request_id:
-        say(f"  transfer: {error.request_id}, in the logs of router and connector, too")
+        say(f"  transfer: {error.request_id}, by which the router's log names it")
 
 
 def usage_error(error: click.ClickException) -> int:
@@ -191,7 +197,7 @@ def _usage_hint(error: click.ClickException) -> str:
     ctx = getattr(error, "ctx", None)
     hint = f"`{ctx.command_path} --help` shows what is possible." if ctx else "Add --help."
     if isinstance(error, click.MissingParameter) and error.param and error.param.name == "mac":
-        return f"`tunnelsync connectors` lists the MACs that are connected; {hint}"
+        return f"`tunnelsync connectors` lists the MACs; {hint}"
     if isinstance(error, click.NoSuchOption) and not error.option_name.startswith("--"):
         return f"A name that begins with a dash comes after `--`; {hint}"
     return hint

@@ -8,7 +8,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,8 @@ def _replace(path: Path, data: bytes, folder: int) -> None:
                 file.flush()
                 new = os.fstat(descriptor)
                 if owner and (owner.st_uid, owner.st_gid) != (new.st_uid, new.st_gid):
-                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                    with nullcontext() if old else suppress(PermissionError):
+                        os.fchown(descriptor, owner.st_uid, owner.st_gid)
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             os.replace(name, path)

@@ -94,7 +94,8 @@ def prove(claim: Claimed, size_bytes: int) -> tuple[bytes, ...]:
 
 def request_id_of(response: ClientResponse) -> str:
     """Return the id under which the router keeps the receipt, or an empty text."""
-    return response.headers.get(protocol.H_REQUEST_ID, "")
+    text = response.headers.get(protocol.H_REQUEST_ID, "")
+    return text if text.isascii() and text.isprintable() and len(text) <= 128 else ""
 
 
 def mode_of(response: ClientResponse) -> Mode:

@@ -21,6 +21,7 @@ from yarl import URL
 from tunnelsync import protocol, wire
 from tunnelsync.address import router_url
 from tunnelsync.client.body import Body
+from tunnelsync.client.incoming import request_id_of
 from tunnelsync.dial import (
     CONNECTION_ERRORS,
     PASSING,
@@ -103,7 +104,7 @@ class Link:
             try:
                 yield response
             except TunnelSyncError as error:
-                error.request_id = error.request_id or response.headers.get(protocol.H_REQUEST_ID)
+                error.request_id = error.request_id or request_id_of(response)
                 raise
 
     async def _answered(self, method: str, path: str, message: object) -> ClientResponse:
@@ -195,7 +196,7 @@ class Link:
         message = f"cannot reach the router at {self.router}: {reason(error)}"
         if isinstance(error, ClientConnectorCertificateError):
             # A certificate that is refused now will be in two minutes, too.
-            hint = "SSL_CERT_FILE names a file of authorities to trust in place of the system's."
+            hint = "An authority of your own is trusted by SSL_CERT_FILE, the name of its file."
             return NotARouter(message, hint=hint)
         return RouterUnreachable(message)
 
@@ -221,7 +222,7 @@ class Link:
                 f"{answered}, and not as a TunnelSync router does", hint=NotARouter.next_step
             )
         error.retry_after_seconds = _retry_after(response)
-        error.request_id = response.headers.get(protocol.H_REQUEST_ID)
+        error.request_id = request_id_of(response)
         return error
 
 

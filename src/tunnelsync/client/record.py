@@ -163,7 +163,7 @@ class Record:
         except TunnelSyncError as error:
             one.outcome = outcome_of(error, begun=one.blocks > 0)
             one.error = Problem.of(error)
-            one.request_id = one.request_id or error.request_id or ""
+            one.request_id = one.request_id or error.request_id
             raise
         except BaseException:
             one.outcome = Outcome.CANCELLED

@@ -144,7 +144,7 @@ class _Line:
         self._outbox = outbox
         self._batch = batch
         self._tries = 0
-        self._yields = False
+        self._yields = self._heeded = False
         self._told: type[Exception] | None = None
 
     async def hold(self) -> Never:
@@ -158,9 +158,10 @@ class _Line:
                     self._tell(exc, f"the router {self._router} is away ({exc}); trying on")
                     pause = backoff.returning(self._tries, exc.good_bye, settings)
                 except _Refused as exc:
-                    self._yields = isinstance(exc, _Taken)
-                    soon, late = settings.backoff_cap_seconds, settings.backoff_refused_seconds
-                    pause = backoff.refused(soon if self._yields else late)
+                    soon = isinstance(exc, _Taken) and self._heeded
+                    self._yields |= soon  # until it is welcome again
+                    late, cap = settings.backoff_refused_seconds, settings.backoff_cap_seconds
+                    pause = backoff.refused(cap if soon else late)
                     what = f"the router {self._router} refuses this connector: {exc}"
                     self._tell(exc, f"{what}; the next try is in {pause:.0f} s")
                 self._tries += 1
@@ -232,7 +233,7 @@ class _Line:
             raise _Lost(f"it does not welcome us: {protocol.printable(answer.message[:200])}")
         if not isinstance(answer, Welcome):
             raise _Lost("it sent a command before its welcome")
-        self._batch.limit_bytes = answer.batch_bytes
+        self._batch.limit_bytes, self._heeded = answer.batch_bytes, answer.yields
 
     async def _talk(self, ws: ClientWebSocketResponse) -> WSMessage:
         """Read and write until the socket ends, and return its last message."""

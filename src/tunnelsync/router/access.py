@@ -98,7 +98,7 @@ class Access:
 
     def whom(self, request: web.Request) -> str:
         """Return who a client is, for whoever runs the router: its address and its token's id."""
-        grant, address = request[GRANT], request.remote or "nowhere"
+        grant, address = request[GRANT], address_of(request)
         return f"{address} (token {grant.id})" if grant else address
 
     def expected(self) -> Set[Mac]:
@@ -147,6 +147,11 @@ def _is_here(host: str) -> bool:
         return is_loopback(URL(f"http://{host}").host or "")
     except ValueError:
         return False
+
+
+def address_of(request: web.Request) -> str:
+    """Return where a request comes from: with a proxy, where that is."""
+    return request.remote or "nowhere"
 
 
 @lru_cache(CACHED)

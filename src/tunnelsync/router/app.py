@@ -37,7 +37,7 @@ from tunnelsync.router import (
     status,
     stream,
 )
-from tunnelsync.router.access import ACCESS, Access, require_client
+from tunnelsync.router.access import ACCESS, Access, address_of, require_client
 from tunnelsync.router.asking import TRANSFER
 from tunnelsync.router.bodies import error_answer
 from tunnelsync.router.certificate import Certificate
@@ -64,6 +64,7 @@ LAST_WORDS_SECONDS = 1.0
 """What a client gets to hear why its transfer does not end, when the router stops."""
 NO_TRANSFER = Unauthorized, Forbidden, ConnectorUnknown, Unavailable
 """What the log tells of a request that began no transfer, whose end would be told."""
+CALLERS = 8
 LINGER_SECONDS = 2.0
 """After an early refusal, so long the rest of a request's body is read and thrown away."""
 
@@ -130,7 +131,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
     def refused(error: TunnelSyncError) -> web.Response:
         request.app[ROUTER].errors[error.code] += 1
-        return error_answer(error, in_header=bodyless)
+        answer = error_answer(error, in_header=bodyless)
+        if error.request_id:
+            answer.headers[protocol.H_REQUEST_ID] = error.request_id
+        return answer
 
     try:
         return await handler(request)
@@ -144,11 +148,13 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         if STARTED in request:
             begun: web.StreamResponse = request[STARTED]
             return begun
-        if isinstance(error, NO_TRANSFER) and TRANSFER not in request:
+        if isinstance(error, NO_TRANSFER) and not error.request_id:
             what = f"{request.method} {request.raw_path.partition('?')[0][:100]}"
-            # One who guesses tokens does not hide from the log what others do wrong.
-            kind = {"kind": f"{error.code} {request.remote}"}
-            log.warning("refused %s from %s: %s", what, request.remote, error.message, extra=kind)
+            # One who guesses tokens hides no more than one of so many others from the log.
+            kind = {"kind": f"{error.code} {hash(request.remote) % CALLERS}"}
+            log.warning(
+                "refused %s from %s: %s", what, address_of(request), error.message, extra=kind
+            )
         return answer
     except web.HTTPRequestEntityTooLarge as error:
         return refused(TooLarge(error.text or "the request is too large"))

@@ -90,15 +90,14 @@ def asking(
     A command that takes a place there says whose it is, so that places are shared fairly.
     """
     access = request.app[ACCESS]
-    label = access.label(request)
+    label, whom = access.label(request), access.whom(request)
 
     def labelled(request_id: str) -> Command:
         made = command(request_id)
         return replace(made, client=label) if isinstance(made, DatasetCommand) else made
 
-    with request.app[ROUTER].switchboard.ask(mac, name, mode, labelled) as transfer:
+    with request.app[ROUTER].switchboard.ask(mac, name, mode, labelled, whom) as transfer:
         request[TRANSFER] = transfer
-        transfer.whom = access.whom(request)
         yield transfer
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from typing import Any
 
 from tunnelsync.errors import BadSetting
 from tunnelsync.router.reread import Files
@@ -20,9 +21,10 @@ class Certificate:
         self._paths = tuple(filter(None, (settings.tls_cert, settings.tls_key)))
         self._files = Files(*self._paths)
         self.context: ssl.SSLContext | None = None
-        """How TLS is spoken, or None."""
+        """How TLS is spoken, or None: each handshake goes on with what was read last."""
         if settings.tls_cert:
-            self.context = self._loaded()
+            self.context = self._now = self._read()
+            self.context.sni_callback = self._show
         elif settings.tls_key:
             what = "a key for TLS was given without a certificate, so that nothing would be secret"
             raise BadSetting(what, hint="Give --tls-cert, too.")
@@ -30,23 +32,26 @@ class Certificate:
     async def watch(self, every_seconds: float) -> None:
         """Show one that has changed in new connections, for ever."""
 
-        def take(_: ssl.SSLContext) -> None:
-            self._load(self.context)
+        def take(context: ssl.SSLContext) -> None:
+            self._now = context
             log.info("certificate read again: %s", self._paths[0])
 
-        # First read into another context: one that fails would leave ours without a key.
         stays = "the one read before stays in use"
-        await self._files.watch(every_seconds, self._loaded, take, else_=stays)
+        await self._files.watch(every_seconds, self._read_alone, take, else_=stays)
 
-    def _loaded(self) -> ssl.SSLContext:
+    def _show(self, tls: Any, _: str | None, __: ssl.SSLContext) -> None:
+        """Called in each handshake, also without a name."""
+        tls.context = self._now
+
+    def _read_alone(self) -> ssl.SSLContext:
+        """Read them when nobody is there to type a passphrase."""
+        return self._read(password="")
+
+    def _read(self, password: str | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._load(context)
-        return context
-
-    def _load(self, context: ssl.SSLContext | None) -> None:
-        assert context is not None
+        key = self._paths[1] if len(self._paths) > 1 else None
         try:
-            context.load_cert_chain(*self._paths)
+            context.load_cert_chain(self._paths[0], key, password)
         except OSError as exc:  # ssl.SSLError is one
             why = "they do not fit" if isinstance(exc, ssl.SSLError) else exc.strerror
             hint = (
@@ -54,3 +59,4 @@ class Certificate:
             )
             what = f"cannot use {' and '.join(self._paths)} for TLS: {why}"
             raise BadSetting(what, hint=hint) from None
+        return context

@@ -22,7 +22,7 @@ from tunnelsync.errors import (
     Unsupported,
 )
 from tunnelsync.identity import Mac, mac_address
-from tunnelsync.router.access import connector_of
+from tunnelsync.router.access import address_of, connector_of
 from tunnelsync.router.context import ROUTER
 from tunnelsync.router.session import Session
 from tunnelsync.router.switchboard import Switchboard
@@ -72,7 +72,7 @@ class SocketLink:
         self._waiting: list[bytes | tuple[int, str]] = []
         self._writer: asyncio.Task[None] | None = None
         self._asked = False
-        self.address = request.remote or "nowhere"
+        self.address = address_of(request)
         self.closing = False
         self.silent = False
 
@@ -207,7 +207,8 @@ async def connect(request: web.Request) -> web.StreamResponse:
             with router.heartbeat.watching(link):
                 await _listen(socket, link, session, router.switchboard)
     except TunnelSyncError as error:
-        log.warning("refused a connector from %s: %s", request.remote, error.message)
+        router.errors[error.code] += 1
+        log.warning("refused a connector from %s: %s", link.address, error.message)
         link.close(protocol.CLOSE_PROTOCOL, error.message)
     finally:
         if session is not None:

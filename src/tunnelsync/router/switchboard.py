@@ -29,6 +29,7 @@ from tunnelsync.router.session import WAITING, Link, Session
 from tunnelsync.router.transfer import Transfer
 from tunnelsync.router.transfers import Transfers
 from tunnelsync.settings import RouterSettings
+from tunnelsync.transfer import EACH
 
 log = logging.getLogger("tunnelsync.router")
 
@@ -39,6 +40,7 @@ def ending(transfer: Transfer) -> Iterator[None]:
     try:
         yield
     except TunnelSyncError as error:
+        error.request_id = transfer.request_id
         transfer.end_with(error)
         raise
     except asyncio.CancelledError:
@@ -86,15 +88,13 @@ class Switchboard:
         old = self.sessions.get(mac)
         if old is not None and old.hello.instance == hello.instance:
             return self._welcome_back(old, link, token)
-        if old is not None and old.link is not None and (hello.yields or self._is_clash(old)):
+        if old is not None and hello.yields:  # also to one that may return within its grace
+            log.debug("refused a connector from %s, which yields to another %s", link.address, mac)
+            link.close(protocol.CLOSE_CLASH, f"another connector is connected as {mac}")
+            return None
+        if old is not None and old.link is not None and self._is_clash(old):
             what = "refused a connector from %s: one from %s stays connected as %s"
-            log.log(
-                logging.DEBUG if hello.yields else logging.WARNING,
-                what,
-                link.address,
-                old.link.address,
-                mac,
-            )
+            log.warning(what, link.address, old.link.address, mac)
             link.close(protocol.CLOSE_CLASH, f"another connector is connected as {mac}")
             return None
         if old is not None:
@@ -129,7 +129,8 @@ class Switchboard:
             self._known.popitem(last=False)
         what = "connector %s is here, from %s (version %s, epoch %d)"
         log.info(what, session.mac, link.address, session.hello.version[:32], session.epoch)
-        link.send(protocol.Welcome(session.epoch, batch_bytes=self._settings.batch_bytes))
+        batch_bytes = self._settings.batch_bytes
+        link.send(protocol.Welcome(session.epoch, batch_bytes=batch_bytes, yields=True))
 
     def _is_clash(self, session: Session) -> bool:
         """Count a swap of one live connector by another; True if there were too many lately."""
@@ -173,21 +174,21 @@ class Switchboard:
         if silent or self._settings.return_grace_seconds <= 0:
             self._offline(session)
         else:
-            log.warning("connector %s lost its connection", session.mac)
+            log.warning("connector %s lost its connection", session.mac, extra={"kind": EACH})
             session.grace = self._loop.call_later(
                 self._settings.return_grace_seconds, self._offline, session
             )
 
     def _offline(self, session: Session) -> None:
-        log.warning("connector %s is offline", session.mac)
+        log.warning("connector %s is offline", session.mac, extra={"kind": EACH})
         self._drop(session)
         for transfer in list(session.transfers.values()):
             if transfer.state in WAITING:
                 transfer.deadline.fail(ConnectorOffline(f"connector {session.mac} went offline"))
 
     def offline(self) -> Set[Mac]:
-        """Return the connectors that were here, or have a token, and are not here now."""
-        return {*self._known, *self._expected()} - self.sessions.keys()
+        """Return those that are not here now, of all with a token; without tokens, that were."""
+        return (self._expected() or self._known.keys()) - self.sessions.keys()
 
     def revoke(self, valid: Mapping[str, Grant]) -> None:
         """Close the links of connectors whose token, by its hash, is not theirs any more."""
@@ -198,6 +199,8 @@ class Switchboard:
                 log.warning("connector %s: its token was revoked", session.mac)
                 session.link.close(protocol.CLOSE_REVOKED, "the token was revoked")
                 self._offline(session)
+        for mac in self._known.keys() - self._expected():
+            del self._known[mac]  # it is not waited for any more
 
     def close(self) -> None:
         """Tell every connector that the router stops, and when to come back."""
@@ -237,9 +240,14 @@ class Switchboard:
 
     @contextmanager
     def ask(
-        self, mac: Mac, dataset: str, mode: str, command: Callable[[str], protocol.Command]
+        self,
+        mac: Mac,
+        dataset: str,
+        mode: str,
+        command: Callable[[str], protocol.Command],
+        whom: str = "",
     ) -> Iterator[Transfer]:
-        """Send a command, made from a fresh request id, and yield its transfer.
+        """Send a command, made from a fresh request id, and yield its transfer, ``whom`` it is for.
 
         Whatever error leaves the block ends the transfer. Raises `ConnectorUnknown`,
         `ConnectorOffline` or `RouterBusy` before anything is sent.
@@ -247,6 +255,7 @@ class Switchboard:
         session = self._session(mac)
         made = command(secrets.token_hex(16))
         transfer = Transfer(made, mac, dataset, mode, self._settings, self._ended)
+        transfer.whom = whom
         self._dispatch(session, transfer)
         with ending(transfer):
             yield transfer

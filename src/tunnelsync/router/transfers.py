@@ -66,6 +66,7 @@ class Transfers:
             f" ({transfer.error.code}: {transfer.error.message})" if transfer.error else "",
             extra={"kind": EACH},
         )
+        transfer.whom = ""  # no receipt tells it
         now = time.monotonic()
         self.past[transfer.request_id] = (now, transfer)
         while self.past:
