@@ -23,6 +23,7 @@ from harness import Router, System
 from raw_http import Answer
 from tunnelsync import protocol, wire
 from tunnelsync.protocol import Complete, Hello, Init
+from watched import metric
 
 SECONDS = 20.0
 GOODBYE_SECONDS = 1.0
@@ -295,9 +296,7 @@ def asking(url: str, method: str, target: str, message: object = None) -> "async
 
 async def held_bytes(url: str) -> float:
     """Ask a router how many bytes of answers it holds."""
-    text = (await asking(url, "GET", "/metrics")).body.decode()
-    (line,) = [one for one in text.splitlines() if one.startswith("tunnelsync_buffers_bytes ")]
-    return float(line.split()[1])
+    return await asyncio.to_thread(metric, url, "tunnelsync_buffers_bytes")
 
 
 def wanting(url: str, mac: str, how: str = "stream", **members: Any) -> "asyncio.Task[Answer]":

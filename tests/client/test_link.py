@@ -84,6 +84,17 @@ async def test_a_head_tells_its_error_in_a_header() -> None:
     assert caught.value.code == "dataset_not_found"
 
 
+@pytest.mark.parametrize(
+    ("header", "request_id"), [(b"0123ab", "0123ab"), (b"ab\xff", ""), (b"x" * 129, "")]
+)
+async def test_the_id_of_a_transfer_is_taken_from_an_error_if_it_can_be_one(
+    header: bytes, request_id: str
+) -> None:
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nTunnelSync-Request-Id: "
+    async with played_raw(head + header + b"\r\n\r\n") as url:
+        assert (await asked(url)).request_id == request_id
+
+
 @pytest.mark.parametrize("answer", [b"", b"\x15\x03\x01\x00\x02", b"SSH-2.0-x\r\n\r\n"])
 async def test_what_is_no_http_is_no_router(answer: bytes) -> None:
     async with played_raw(answer) as url:

@@ -113,3 +113,29 @@ def test_a_connector_that_has_gone_is_shown_and_counted(system: System) -> None:
     assert metric(router.url, "tunnelsync_connectors_offline") == 1
     assert metric(router.url, "process_open_fds") > 3
     assert system.cli("connectors").out == f"{MAC}\t-\t\toffline\t0\n"
+
+
+def test_a_log_for_programs_is_an_object_a_line(system: System) -> None:
+    router = system.router("--log-format", "json")
+    system.connector("--log-format", "json")
+    make_file(system.tmp_path / "datasets" / "ä\n.csv", 10)
+    assert system.cli("fetch", MAC, "ä\n.csv", "-o", "a").code == 0
+    assert system.cli("fetch", MAC, "nope", "-o", "b").code == 3
+    router.wait_for_line("dataset_not_found")
+    rows = [orjson.loads(line) for line in router.log.splitlines()]
+    assert {"time", "level", "logger", "message"} == set.intersection(*map(set, rows))
+    done, refused = [row for row in rows if "transfer" in row]
+    about = {key: done[key] for key in ("level", "mode", "dataset", "mac", "outcome", "code")}
+    assert about == {
+        "level": "INFO",
+        "mode": "stream",
+        "dataset": "ä\n.csv",
+        "mac": MAC,
+        "outcome": "delivered",
+        "code": None,
+    }
+    assert (refused["outcome"], refused["code"]) == ("refused", "dataset_not_found")
+    (told,) = [
+        row for row in map(orjson.loads, system.processes[1].log.splitlines()) if "code" in row
+    ]
+    assert (told["transfer"], told["code"]) == (refused["transfer"], "dataset_not_found")

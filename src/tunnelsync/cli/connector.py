@@ -14,8 +14,8 @@ FLAGS = ("router", "mac", "root", "token_file", "allow_plaintext", "places")
 @options.settings_flags(ConnectorSettings, *FLAGS)
 @options.store_flags
 @options.config_flag
-@options.log_flag
-def connector(log_level: str, **flags: Any) -> None:
+@options.log_flags
+def connector(log_level: str, log_format: str, **flags: Any) -> None:
     """Run a connector: keep a connection to the router, and send the datasets it asks for.
 
     Needs no inbound connection. SIGTERM ends it with exit code 0.
@@ -24,5 +24,5 @@ def connector(log_level: str, **flags: Any) -> None:
     store = options.load_store(flags)
     from tunnelsync.connector import session
 
-    logs.start(log_level)
+    logs.start(log_level, log_format)
     running.run(session.run(settings, store), terminated_code=0)

@@ -1,5 +1,6 @@
 """The log of a role, on stderr: a line for each event, and not more than somebody can read."""
 
+import json
 import logging
 import sys
 import time
@@ -15,12 +16,13 @@ MOST_KINDS = 64
 """Kinds are texts of ours and of libraries, some with an address: whoever has many makes many.
 All that are beyond are of one kind."""
 BEYOND = "beyond"
+LINE = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 
 
-def start(level: str) -> None:
-    """Send the log to stderr: ISO time in UTC, level, message."""
+def start(level: str, form: str) -> None:
+    """Send the log to stderr: ISO time in UTC, level, logger, message; as a text or as JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter = _Escaping("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s")
+    formatter = _Json() if form == "json" else _Escaping(LINE)
     formatter.datefmt = "%Y-%m-%dT%H:%M:%S"
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
@@ -94,3 +96,20 @@ class _Escaping(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = escaped(record.message)
         return super().formatMessage(record)
+
+
+class _Json(logging.Formatter):
+    """One object a line: what a text line has, and by name what its ``about`` tells."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        value = {
+            "time": f"{self.formatTime(record, self.datefmt)}.{record.msecs:03.0f}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "about", {}),
+        }
+        if record.exc_info:
+            value["traceback"] = self.formatException(record.exc_info)
+        # What no JSON can hold is escaped: the bytes of names.
+        return json.dumps(value)

@@ -69,13 +69,25 @@ config_flag = click.option(
     "--config", metavar="FILE", help="a TOML file with settings [TUNNELSYNC_CONFIG]"
 )
 json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-log_flag = click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="what the log on stderr tells",
-)
+
+
+def log_flags(command: Command) -> Command:
+    """Add the flags of every role that writes a log."""
+    level = click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        help="what the log on stderr tells",
+    )
+    form = click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="lines for people, or a JSON object a line",
+    )
+    return level(form(command))
 
 
 def client_flags(command: Command) -> Command:

@@ -16,8 +16,8 @@ from tunnelsync.settings import RouterSettings
 @options.settings_flags(RouterSettings, "host", "port", "tokens", "tls_cert", "tls_key")
 @options.store_flags
 @options.config_flag
-@options.log_flag
-def router(log_level: str, **flags: Any) -> None:
+@options.log_flags
+def router(log_level: str, log_format: str, **flags: Any) -> None:
     """Run the router: connectors connect to it, and clients ask it for datasets.
 
     SIGTERM lets running transfers end, a second signal ends it at once.
@@ -32,7 +32,7 @@ def router(log_level: str, **flags: Any) -> None:
             # Nothing is left to end sooner, and asyncio stops listening before we have ended.
             signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
 
-    logs.start(log_level)
+    logs.start(log_level, log_format)
     serve_many()
     if not asyncio.run(serve()):
         raise output.Interrupted(INTERRUPTED)

@@ -136,7 +136,7 @@ class Worker:
                 printable(_name(command)),
                 error.code,
                 error.message,
-                extra={"kind": EACH},
+                extra={"kind": EACH, "about": {"transfer": job.request_id, "code": error.code}},
             )
             await self._modes.upload.fail(job.request_id, error)
         self._outbox.settle(job.request_id)

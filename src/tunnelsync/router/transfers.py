@@ -52,20 +52,7 @@ class Transfers:
         """Log a transfer that has ended, and keep its receipt; drop the oldest of them."""
         self.running.pop(transfer.request_id, None)
         self.tally.add(transfer)
-        log.log(
-            level_of(transfer.error),
-            "transfer %s: %s of %s from %s to %s: %s, %d bytes in %.3f s%s",
-            transfer.request_id,
-            transfer.mode_used or transfer.mode,
-            printable(transfer.dataset),
-            transfer.mac,
-            transfer.whom,
-            transfer.outcome,
-            transfer.written,
-            transfer.seconds,
-            f" ({transfer.error.code}: {transfer.error.message})" if transfer.error else "",
-            extra={"kind": EACH},
-        )
+        _log(transfer)
         transfer.whom = ""  # no receipt tells it
         now = time.monotonic()
         self.past[transfer.request_id] = (now, transfer)
@@ -91,3 +78,32 @@ class Transfers:
         if mac != transfer.mac:
             raise Forbidden(f"request {request_id} was not sent to {mac or 'an unnamed connector'}")
         return transfer
+
+
+def _log(transfer: Transfer) -> None:
+    error = transfer.error
+    about = {
+        "transfer": transfer.request_id,
+        "mode": transfer.mode_used or transfer.mode,
+        "dataset": transfer.dataset,
+        "mac": transfer.mac,
+        "whom": transfer.whom,
+        "outcome": transfer.outcome,
+        "bytes": transfer.written,
+        "seconds": transfer.seconds,
+        "code": error and error.code,
+    }
+    log.log(
+        level_of(error),
+        "transfer %s: %s of %s from %s to %s: %s, %d bytes in %.3f s%s",
+        transfer.request_id,
+        about["mode"],
+        printable(transfer.dataset),
+        transfer.mac,
+        transfer.whom,
+        transfer.outcome,
+        transfer.written,
+        transfer.seconds,
+        f" ({error.code}: {error.message})" if error else "",
+        extra={"kind": EACH, "about": about},
+    )
