@@ -152,7 +152,7 @@ def test_l6_the_second_connector_of_a_mac_takes_over(system: System, tmp_path: P
 
 
 def test_l6_the_first_comes_back_when_the_second_has_gone_and_never_before(system: System) -> None:
-    router = system.router("--log-level", "debug")
+    router = system.router("--log-level", "debug", return_grace_seconds=0.2)
     first = system.connector(backoff_cap_seconds=0.2)
     second = system.connector()
     first.wait_for_line("another connector took this MAC")
