@@ -8,10 +8,11 @@ import pytest
 
 from tunnelsync import pipeline
 from tunnelsync.errors import StoreRefused, StoreUnavailable
+from tunnelsync.multipart import Operations
 from tunnelsync.pipeline import Pipeline
 from tunnelsync.settings import MIB, StoreSettings
 from tunnelsync.versions import Versions
-from tunnelsync.window import Operations, Reading
+from tunnelsync.window import Reading
 
 SIZE = 32 * MIB
 

@@ -33,10 +33,11 @@ from tunnelsync.errors import (
     Unavailable,
 )
 from tunnelsync.frames import BLOCK_BYTES
+from tunnelsync.multipart import MOST_LEFT, Multipart, Operations
 from tunnelsync.objects import Stored, object_key, origin
 from tunnelsync.settings import MIB, Secret, StoreSettings
 from tunnelsync.store import Store
-from tunnelsync.window import MOST_LEFT, Multipart, Operations, Reading, Window
+from tunnelsync.window import Reading, Window
 
 pytestmark = pytest.mark.store
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from tunnelsync import objects
 from tunnelsync.errors import StoreRefused
+from tunnelsync.multipart import Request
 from tunnelsync.objects import BLOCKS, Kept, OpenUpload
 from tunnelsync.settings import StoreSettings
-from tunnelsync.window import Request
 
 AT_ONCE = 16  # removals: what a store takes from one client without slowing others
 Age = Callable[[], float]

@@ -17,10 +17,11 @@ from functools import partial
 from tunnelsync import objects, segments
 from tunnelsync.errors import StoreRefused, StoreUnavailable, TunnelSyncError
 from tunnelsync.leftovers import each
+from tunnelsync.multipart import Operations
 from tunnelsync.segments import Cut, Segment, Shelf
 from tunnelsync.settings import StoreSettings
 from tunnelsync.versions import OCTETS, Found, Set, Versions
-from tunnelsync.window import Operations, Reading, Window
+from tunnelsync.window import Reading, Window
 
 log = logging.getLogger(__name__)
 

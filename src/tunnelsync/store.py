@@ -29,11 +29,12 @@ from tunnelsync import frames, objects, s3
 from tunnelsync.errors import BadSetting, StoreRefused, StoreUnavailable, TunnelSyncError
 from tunnelsync.headers import content_disposition
 from tunnelsync.leftovers import Leftovers
+from tunnelsync.multipart import Operations
 from tunnelsync.objects import BLOCKS, DATA, Stored, origin
 from tunnelsync.pipeline import Pipeline
 from tunnelsync.settings import StoreSettings
 from tunnelsync.versions import OCTETS, Found, Versions
-from tunnelsync.window import Operations, Readable, Reading, Window
+from tunnelsync.window import Readable, Reading, Window
 
 LIFETIME_SECONDS = 7 * 24 * 3600  # SigV4 signs nothing that lives longer
 STILL_SILENT = 0.5

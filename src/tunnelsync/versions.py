@@ -14,9 +14,10 @@ from typing import Any
 from tunnelsync import frames, objects, segments
 from tunnelsync.errors import StoreRefused, StoreUnavailable
 from tunnelsync.frames import DIGEST_BYTES
+from tunnelsync.multipart import Multipart, Operations
 from tunnelsync.objects import BLOCKS, DATA
 from tunnelsync.settings import StoreSettings
-from tunnelsync.window import Multipart, Operations, Reading, Window
+from tunnelsync.window import Reading, Window
 
 OCTETS = "application/octet-stream"
 SEGMENTS = re.compile(rf"({objects.SET.pattern})-([0-9]{{1,15}})")
