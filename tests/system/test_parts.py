@@ -1,7 +1,7 @@
 """What comes in parts, from a connector that a test plays: in order, early, twice, or too much."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import orjson
@@ -85,6 +85,20 @@ async def test_a_part_that_cannot_be_is_refused(
     request_id = await connector.command("get_dataset")
     reply = await connector.post("result", b"0123456789", request_id=request_id, **query)
     assert (reply.status, reply.code) == (status, code)
+    client.cancel()
+
+
+async def test_a_part_that_tells_no_length_is_refused(connector: PlayedConnector) -> None:
+    """Nobody knows whether all of it came, nor whether it fits."""
+
+    async def chunked() -> AsyncIterator[bytes]:
+        yield ANSWER[:PART]
+
+    client = wanting(connector.url, connector.mac, "sync")
+    request_id = await connector.command("get_dataset")
+    total = len(ANSWER)
+    reply = await connector.post("result", chunked(), request_id=request_id, offset=0, length=total)
+    assert (reply.status, reply.code) == (400, "bad_request")
     client.cancel()
 
 
