@@ -58,6 +58,14 @@ async def test_no_upload_ends_while_a_question_about_it_waits_in_line() -> None:
     assert here.get(flight.key) is None
 
 
+async def test_what_an_upload_has_found_holds_no_longer_than_an_address() -> None:
+    for seconds in (0, 600):
+        here = flights({}, url_lifetime_seconds=seconds)
+        done = await asked(here, "done")
+        assert (here.join(done.key, anew=False) is done) == (seconds > 0)
+        await here.close()
+
+
 async def test_an_upload_that_a_question_waits_for_is_not_the_one_too_many() -> None:
     never = asyncio.Event().wait
     here = flights({"long": never}, lingering=1)
