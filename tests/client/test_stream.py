@@ -256,9 +256,10 @@ async def test_a_silent_stream_is_stalled(tmp_path: Path) -> None:
         return answer
 
     async with played(router) as url:
-        with pytest.raises(Stalled, match=r"0\.2 s"):
+        with pytest.raises(Stalled, match=r"0\.2 s") as caught:
             await fetched(url, tmp_path / "d", idle_seconds=0.2)
         over.set()
+    assert caught.value.request_id == "r1"  # so that the logs tell more
     assert not (tmp_path / "d").exists()
 
 

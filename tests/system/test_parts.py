@@ -74,6 +74,7 @@ async def test_b5_a_part_that_is_not_the_next_is_told_which_is(connector: Played
         ({"offset": 0, "length": 5}, 400, "bad_request"),
         ({"offset": 0, "length": 0}, 400, "bad_request"),
         ({"offset": "x", "length": 100}, 400, "bad_request"),
+        ({"offset": "9" * 5000, "length": 100}, 400, "bad_request"),
         ({"length": 100}, 400, "bad_request"),
         ({"offset": 0, "length": -1}, 400, "bad_request"),
     ],
