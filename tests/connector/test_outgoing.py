@@ -126,6 +126,22 @@ async def test_of_a_span_that_goes_out_slowly_each_part_is_a_sign_of_life(tmp_pa
     os.close(file.fileno())
 
 
+async def test_what_was_written_before_a_span_arrives_before_it(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(data := content(SIZE))
+    file, before = File(tmp_path / "data"), content(SIZE + 1)
+    async with way() as (made, there):
+        transport = made._writer.transport
+        assert transport is not None
+        transport.write(before)
+        came = there.recv(SIZE)  # so that there is room, and something waits for it
+        assert transport.get_write_buffer_size()
+        sent = asyncio.create_task(made.send(Span(file, 0, SIZE)))
+        came += await received(there, len(before) + SIZE - len(came))
+        assert came == before + data
+        await sent
+    os.close(file.fileno())
+
+
 async def test_a_disk_that_is_slower_than_the_line_may_be_is_no_stall() -> None:
     stall_seconds = 0.1
 
