@@ -30,6 +30,10 @@ def test_pauses_double_up_to_the_cap() -> None:
         assert 0.9 * bound < longest[tries] <= bound
 
 
+def test_whoever_tries_for_weeks_goes_on_trying() -> None:
+    assert 0 <= jittered(1_000_000, SETTINGS) <= 20
+
+
 def test_a_crowd_is_spread_evenly_over_what_the_router_asks_for() -> None:
     good_bye = restarting(5000, 500)
     pauses = [returning(0, good_bye, SETTINGS) for _ in range(TIMES)]

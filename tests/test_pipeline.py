@@ -2,19 +2,20 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunnelsync import pipeline
-from tunnelsync.errors import StoreRefused, StoreUnavailable
+from tunnelsync.errors import DatasetChanged, StoreRefused, StoreUnavailable
 from tunnelsync.multipart import Operations
 from tunnelsync.pipeline import Pipeline
 from tunnelsync.settings import MIB, StoreSettings
 from tunnelsync.versions import Versions
 from tunnelsync.window import Reading
 
-SIZE = 32 * MIB
+SIZE, SECONDS = 32 * MIB, 20
 
 
 class Dataset:
@@ -78,6 +79,7 @@ class Away:
         self.hangs = asyncio.Event()
         self.keeps_silent = False
         """When it is asked to remove something."""
+        self.dataset, self.progress = Dataset(), list[int]()
         self.settings = StoreSettings(parts_at_once=2, abort_seconds=0.5)
         operations = Operations(
             request=self._request, ask=self._request, send=self._send, wait=_never, sign=_never
@@ -97,6 +99,11 @@ class Away:
     async def _send(self, window: Any, name: str, **kind: Any) -> None:
         if self.hangs.is_set() and self.keys:
             await asyncio.Event().wait()
+        if self.dataset.fileno() >= 0:
+            async with window.deadline:
+                window.begin(SECONDS)
+                async for _ in window:
+                    pass
         self._put(kind["Key"])
 
     def _put(self, key: str) -> None:
@@ -108,7 +115,7 @@ class Away:
 
     async def fill(self) -> None:
         with ThreadPoolExecutor(1) as executor:
-            reading = Reading(Dataset(), executor, None)
+            reading = Reading(self.dataset, executor, self.progress.append)
             await self.line.fill(reading, True, lambda: (), lambda: None)
 
 
@@ -127,6 +134,35 @@ async def test_a_store_that_is_away_for_a_moment_costs_one_request(
     assert store.away == []
     assert len(store.keys) == len(set(store.keys)) == len(store.line.shelf.cuts) + 1
     assert store.removed == []
+
+
+async def test_a_segment_that_goes_out_again_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "PAUSES_SECONDS", (0, 0))
+    store = Away()
+    store.away = [f"{16 * MIB:016x}"]
+    with (tmp_path / "d").open("w+b") as file:
+        file.truncate(SIZE)
+        store.dataset.fileno = file.fileno  # type: ignore[method-assign]
+        await store.fill()
+    assert max(store.progress) == store.progress[-1] == SIZE
+
+
+async def test_b2_of_a_dataset_that_is_edited_no_segment_counts_that_came_after_it() -> None:
+    store, looks = Away(), 0
+
+    async def unchanged() -> None:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            raise DatasetChanged("it was edited")
+
+    store.dataset.unchanged = unchanged  # type: ignore[method-assign]
+    with pytest.raises(DatasetChanged):
+        await store.fill()
+    assert not any(key.endswith("/blocks") for key in store.keys)
+    assert set(store.keys) <= set(store.removed)
 
 
 async def test_a_store_that_stays_away_ends_it_and_one_before_the_first_byte_at_once(

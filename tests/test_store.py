@@ -14,11 +14,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import content_disposition_filename, parse_content_disposition
+from aiohttp import content_disposition_filename, parse_content_disposition, web
 from blake3 import blake3
 
 from fault_proxy import fault_proxy
-from played_router import content, digests_of
+from played_router import content, digests_of, played
 from s3 import S3Server, age_seconds, s3_server
 from tunnelsync import frames
 from tunnelsync.connector.source import Root, Source
@@ -207,6 +207,7 @@ async def test_the_addresses_are_signed_for_the_public_endpoint(
 ) -> None:
     public = server.endpoint.replace("127.0.0.1", "localhost")
     settings = replace(settings, public_endpoint=public, url_lifetime_seconds=10**9)
+    settings = replace(settings, object_lifetime_seconds=10**9)  # which is no bound here
     async with Store(settings, executor) as store, dataset(tmp_path, b"x", executor) as source:
         stored = await store.offer(MAC, source)
     assert origin(stored.download_url) == origin(stored.blocks_url) == public
@@ -573,6 +574,27 @@ async def test_wrong_keys_are_refused(
     assert "TUNNELSYNC_STORE_ACCESS_KEY" in error.hint
 
 
+async def test_keys_that_may_only_put_are_enough(
+    settings: StoreSettings, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """Who may not list is told 403 for what is missing."""
+    put: list[str] = []
+
+    async def strict(request: web.Request) -> web.StreamResponse:
+        if request.method != "PUT":
+            return web.Response(status=403)
+        put.append(request.path.rpartition("/")[2])
+        await request.read()
+        return web.Response(headers={"ETag": '"e"'})
+
+    async with played(strict) as url:
+        settings = replace(settings, endpoint=url)
+        async with Store(settings, executor) as store, dataset(tmp_path, b"x", executor) as source:
+            assert not (await store.offer(MAC, source)).reused
+            assert await store.pipeline(MAC, source, anew=False) is not None
+    assert sorted(put) == ["blocks", "data"]
+
+
 async def test_no_keys_at_all_are_refused(
     settings: StoreSettings,
     executor: ThreadPoolExecutor,
@@ -606,6 +628,31 @@ async def test_a_bucket_is_made_where_it_may_be(
     async with Store(settings, executor) as store, dataset(tmp_path, b"x", executor) as source:
         stored = await store.offer(MAC, source)
     assert (await get(stored.download_url))[0] == b"x"
+
+
+async def test_of_two_connectors_that_make_the_bucket_at_once_both_have_it(
+    settings: StoreSettings,
+    executor: ThreadPoolExecutor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = replace(settings, bucket="made-by-two", create_bucket=True)
+    ask, both = Store._ask, asyncio.Barrier(2)
+
+    async def together(self: Store, operation: str, **parameters: Any) -> Any:
+        found = await ask(self, operation, **parameters)
+        if operation == "head_bucket" and found is None:
+            await both.wait()
+        return found
+
+    monkeypatch.setattr(Store, "_ask", together)
+    async with (
+        asyncio.timeout(30),
+        Store(settings, executor) as one,
+        Store(settings, executor) as other,
+        dataset(tmp_path, b"x", executor) as source,
+    ):
+        await asyncio.gather(one.offer(MAC, source), other.offer("cc-28-aa-00-11-23", source))
 
 
 async def refused(

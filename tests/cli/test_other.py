@@ -12,7 +12,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from cli.ran import ended, ran, started
+from cli.ran import CANARY, ended, ran, started
 from played_router import MAC, content, digests_of, json, played
 from tunnelsync import frames
 from tunnelsync.cli import COMMANDS
@@ -220,6 +220,35 @@ async def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: P
     assert (flag.code, "127.0.0.1:2/" in flag.err) == (5, True)
     unknown = await ran("ls", MAC, cwd=tmp_path, TUNNELSYNC_ROUTR="x")
     assert (unknown.code, "TUNNELSYNC_ROUTR" in unknown.err) == (2, True)
+
+
+async def test_the_nearer_token_wins(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    async def router(request: web.Request) -> web.StreamResponse:
+        heard.append(request.headers.get("Authorization", ""))
+        return await listing(request)
+
+    for name in ("flag", "variable", "config"):
+        (tmp_path / name).write_text(f"ts-{name}\n")
+    (tmp_path / "ts.toml").write_text('[client]\ntoken_file = "config"\n')
+    flag, config = ("--token-file", "flag"), {"TUNNELSYNC_CONFIG": "ts.toml"}
+    file, none = {"TUNNELSYNC_TOKEN_FILE": "variable"}, {"TUNNELSYNC_TOKEN": ""}
+    async with played(router) as url:
+        ls = ("ls", "--router", url, MAC)
+        for more, env in [
+            (flag, config | file),
+            ((), config | file),
+            ((), config | file | none),
+            ((), config | none),
+            ((), none),
+        ]:
+            assert (await ran(*ls, *more, cwd=tmp_path, **env)).code == 0
+    told = [one.removeprefix("Bearer ") for one in heard]
+    assert told[::2] == ["ts-flag", CANARY, "ts-variable", "ts-config", ""]
+    (tmp_path / "flag").write_text(" \n")
+    empty = await ran(*ls, *flag, cwd=tmp_path)
+    assert (empty.code, "is empty" in empty.err) == (2, True)
 
 
 @pytest.mark.parametrize(

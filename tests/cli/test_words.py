@@ -197,6 +197,14 @@ def test_a_dataset_that_is_here_is_told_though_its_receipt_is_not(
     assert (tmp_path / "a").stat().st_size == 1000
 
 
+def test_what_failed_is_told_though_its_receipt_cannot_be_written(
+    ready: System, tmp_path: Path
+) -> None:
+    done = ready.cli("fetch", MAC, "none", "-o", tmp_path / "a", "--receipt", "/dev/full")
+    assert done.code == 3
+    assert "none" in done.err.splitlines()[0]
+
+
 def test_a_receipt_that_cannot_be_written_leaves_nothing(ready: System, tmp_path: Path) -> None:
     make_file(tmp_path / "datasets" / "empty", 0)
     (tmp_path / "out").mkdir()

@@ -69,6 +69,21 @@ async def test_a_store_that_fails_us_costs_one_retry(tmp_path: Path) -> None:
     assert router.accepted[1:] == [["stream"]]
 
 
+async def test_a_store_that_failed_is_not_taken_again_for_the_stream_that_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with played(Store(DATA)) as store:
+        answers = [told("http://127.0.0.1:1", DATA), told(store, DATA)]
+
+        async def router(request: web.BaseRequest) -> web.Response:
+            return json(answers.pop(0), headers={H_MODE: "offload"})
+
+        async with played(router) as url, client(url) as ts:
+            with pytest.raises(ProtocolError, match="not among those"):
+                await ts.fetch(MAC, "d", tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
 @pytest.mark.parametrize(
     ("first", "error"),
     [

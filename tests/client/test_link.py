@@ -72,6 +72,19 @@ async def test_an_error_of_an_unknown_form_is_still_an_error(error: object) -> N
         assert (await asked(url)).exit_code in (5, 7)
 
 
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("7", 7), (" 0 ", 0), ("61", 60), ("9" * 5000, 60)]
+    + [(told, None) for told in ("", "-1", "1.5", "\u00b2", "Fri, 31 Dec 1999 23:59:59 GMT")],
+)
+async def test_a_pause_that_is_told_has_a_bound(told: str, seconds: int | None) -> None:
+    async def proxy(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503, headers={"Retry-After": told})
+
+    async with played(proxy) as url:
+        assert (await asked(url)).retry_after_seconds == seconds
+
+
 async def test_a_head_tells_its_error_in_a_header() -> None:
     async def router(request: web.Request) -> web.StreamResponse:
         assert request.method == "HEAD"

@@ -226,6 +226,19 @@ async def test_a_store_that_falls_silent_is_unavailable_and_once_begun_stalled(
     await refused(silent, tmp_path, error, idle_seconds=0.3)
 
 
+@pytest.mark.parametrize("where", ["/blocks", "/data"])
+async def test_a_store_that_never_answers_is_not_waited_for(tmp_path: Path, where: str) -> None:
+    store = Store(DATA)
+
+    async def mute(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == where:
+            await asyncio.Event().wait()
+        return await store(request)
+
+    async with asyncio.timeout(10):
+        await refused(mute, tmp_path, StoreUnavailable, idle_seconds=0.3)
+
+
 async def test_a_store_that_is_down_is_unavailable(tmp_path: Path) -> None:
     def elsewhere(answer: dict[str, Any]) -> dict[str, Any]:
         down = "http://127.0.0.1:1"

@@ -1,5 +1,6 @@
 """A part file and its journal on real disks: names, crowds, full disks, and the order of things."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -368,14 +369,14 @@ def test_b7_killed_between_the_two_names_the_target_stays_and_its_other_name_goe
 
 
 @pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize("why", [0, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK])
 def test_b7_the_name_is_given_with_and_without_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool, links: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool, why: int
 ) -> None:
-    if not links:
+    if why:
 
         def refused(*args: object, **kwargs: object) -> None:
-            raise PermissionError(1, "no hard links here")
+            raise OSError(why, "no hard links here")
 
         monkeypatch.setattr(os, "link", refused)
     target = tmp_path / "d"
@@ -537,6 +538,15 @@ def test_with_a_sync_the_disk_begins_when_a_block_is_there(
     assert (tmp_path / "d").read_bytes() == DATA
     whole = [(0, BLOCK_BYTES), (BLOCK_BYTES, BLOCK_BYTES)]  # the rest is synced at once
     assert begun == (whole if sync else [])
+
+
+def test_what_no_journal_speaks_of_is_not_kept(tmp_path: Path) -> None:
+    part = part_of(tmp_path / "d")
+    part.open()
+    part.begin(VERSION, ())
+    part.write(0, (BLOCKS[0],))
+    part.close(keep=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_appended_to_a_part_file_is_not_published(tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ def test_a_block_renews_it(clock: Clock) -> None:
         patience.renew()
 
 
+def test_a_block_makes_the_pauses_short_again(clock: Clock) -> None:
+    patience = Patience(Limits(), clock)
+    for _ in range(50):
+        pause = patience.pause(BrokenOff("it broke"))
+        assert pause is not None
+        assert pause <= 1
+        patience.renew()
+
+
 def test_no_time_means_no_second_try(clock: Clock) -> None:
     patience = Patience(Limits(retry_for_seconds=0), clock)
     assert patience.pause(BrokenOff("it broke")) is None

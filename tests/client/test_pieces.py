@@ -291,6 +291,20 @@ async def test_what_was_told_last_is_what_is_known() -> None:
     assert known.find(100, "v1") is None
 
 
+async def test_an_address_that_is_about_to_expire_is_not_begun_with() -> None:
+    known = Known(None, None, "d")  # type: ignore[arg-type]
+    known.take(offer(replace(piece(0, 800), renew_at=asyncio.get_running_loop().time())))
+    assert known.find(0, "v1") is None
+
+
+async def test_of_another_version_no_piece_is_taken_for_one_of_this() -> None:
+    known = Known(None, None, "d")  # type: ignore[arg-type]
+    known.take(offer(piece(0, 400), piece(400, 400)))
+    known.take(replace(offer(piece(0, 400)), version=Version(800, "v2", 0)))
+    assert known.find(0, "v2") is not None
+    assert known.find(400, "v2") is None
+
+
 def later(**members: Any) -> Change:
     """Change the members of every answer but the first."""
     return lambda answer: answer if answer["segments"][0]["offset"] == 0 else answer | members

@@ -221,6 +221,27 @@ async def test_parallel_streams_are_not_for_stdout_nor_for_buffer(tmp_path: Path
     assert router.asked == [(0, None)]
 
 
+async def test_b6_a_block_that_came_wrong_for_stdout_is_fetched_again_and_none_is_left_out(
+    tmp_path: Path,
+) -> None:
+    """What came behind it was in hand, and could not be written."""
+    router = Flipping(DATA, 2 * FRAME + 100, times=1)
+    async with played(router) as url, client(url) as ts:
+        with (tmp_path / "d").open("wb") as file:
+            await ts.write_to(MAC, "d", file.fileno(), mode=Mode.STREAM)
+    assert (tmp_path / "d").read_bytes() == DATA
+    assert router.asked == [(0, None), (2, None)]
+
+
+async def test_b6_an_end_that_does_not_fit_what_went_to_stdout_is_told(tmp_path: Path) -> None:
+    """It cannot be taken back, and nobody knows which block is wrong."""
+    router = Flipping(DATA, -1, times=1)
+    async with played(router) as url, client(url) as ts:
+        with (tmp_path / "d").open("wb") as file, pytest.raises(VerificationFailed):
+            await ts.write_to(MAC, "d", file.fileno(), mode=Mode.STREAM)
+    assert router.asked == [(0, None)]
+
+
 class Failing(Store):
     """A store that answers so many downloads wrong, then right; ``how`` answers the wrong ones."""
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from played_router import MAC, content, json, played, streamed
 from tunnelsync.client import TunnelSync
-from tunnelsync.client.link import Link
+from tunnelsync.client.link import WAIT_AGAIN_SECONDS, Link
 from tunnelsync.errors import DatasetNotFound, RouterUnreachable, TimedOut, TransferUnknown
 from tunnelsync.protocol import DatasetRequest, Mode, Receipt, error_answer
 from tunnelsync.settings import ClientSettings
@@ -103,6 +103,14 @@ async def test_all_of_the_wait_is_under_one_deadline() -> None:
         with pytest.raises(TimedOut, match=r"0\.6 s"):
             await ts.read(MAC, "d")
     assert router.seen[-1] == "DELETE /transfers/r1"
+
+
+async def test_a_router_that_does_not_wait_is_not_asked_without_a_pause() -> None:
+    router = Played(*[LATER] * 3, READY, result=lambda: streamed(DATA))
+    began = asyncio.get_running_loop().time()
+    async with played(router) as url, TunnelSync(url) as ts:
+        assert b"".join([block async for block in ts.blocks(MAC, "d", mode=Mode.STREAM)]) == DATA
+    assert asyncio.get_running_loop().time() - began >= 3 * WAIT_AGAIN_SECONDS
 
 
 async def test_b11_a_router_that_is_gone_meanwhile_is_unreachable() -> None:

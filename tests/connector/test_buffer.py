@@ -11,11 +11,11 @@ import orjson
 import pytest
 from aiohttp import web
 
-from played_connector_router import PlayedRouter, connected, served, settings_for
+from played_connector_router import PlayedRouter, connected, refusal, served, settings_for
 from played_router import content, digests_of
 from tunnelsync import frames, protocol
 from tunnelsync.connector.outgoing import PIECE_BYTES
-from tunnelsync.errors import WrongOffset
+from tunnelsync.errors import TooLarge, WrongOffset
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import Conditions, GetDataset
 
@@ -160,6 +160,24 @@ async def test_a_proxy_that_refuses_the_body_becomes_an_error_that_says_so(
     async with served(router):
         answer = await ask(router, folder, "a")
     assert answer["error"]["code"] == "too_large"
+
+
+async def test_a_body_that_the_router_itself_refuses_is_not_sent_in_parts(
+    router: PlayedRouter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No proxy is to blame, so none is remembered, and smaller parts change nothing."""
+    (folder / "a").write_bytes(b"x" * 3_000_000)
+    whole, sizes = router.on_result, list[int]()
+
+    async def full(request: web.Request) -> web.Response:
+        sizes.append(request.content_length or 0)
+        return refusal(TooLarge("too long")) if sizes[-1] > 10_000 else await whole(request)
+
+    monkeypatch.setattr(router, "on_result", full)
+    async with served(router):
+        answer = await ask(router, folder, "a")
+    assert answer["error"]["code"] == "too_large"
+    assert len(sizes) == 2
 
 
 async def test_b12_parts_go_on_where_the_router_stands(

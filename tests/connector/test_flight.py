@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from tunnelsync.connector.flight import Flight, Flights
+from tunnelsync.errors import StoreRefused
 from tunnelsync.settings import StoreSettings
 
 SECONDS = 10
@@ -56,6 +57,30 @@ async def test_no_upload_ends_while_a_question_about_it_waits_in_line() -> None:
         await asyncio.wait([flight.task])
     assert flight.task.cancelled()
     assert here.get(flight.key) is None
+
+
+async def test_an_upload_that_has_failed_takes_no_later_one_with_it() -> None:
+    async def full() -> None:
+        raise StoreRefused("it is full")
+
+    wait: dict[str, Wait] = {"d": full}
+    here = flights(wait)
+    first = here.join(("d", "v1"), anew=False)
+    await asyncio.wait({first.task})
+    wait["d"] = asyncio.Event().wait
+    second = here.join(first.key, anew=False)
+    assert second is not first
+    here.end(first)
+    assert here.get(first.key) is second
+    await here.close()
+
+
+async def test_what_an_upload_has_found_holds_no_longer_than_an_address() -> None:
+    for seconds in (0, 600):
+        here = flights({}, url_lifetime_seconds=seconds)
+        done = await asked(here, "done")
+        assert (here.join(done.key, anew=False) is done) == (seconds > 0)
+        await here.close()
 
 
 async def test_an_upload_that_a_question_waits_for_is_not_the_one_too_many() -> None:

@@ -589,6 +589,34 @@ async def test_closing_waits_for_a_read_whose_caller_was_cancelled(
     assert open_after == [True]
 
 
+async def test_behind_a_read_that_hangs_others_are_opened_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a").write_bytes(b"0123456789")
+    reading, go_on, pread = threading.Event(), threading.Event(), os.pread
+
+    def hanging(fd: int, length: int, at: int) -> bytes:
+        reading.set()
+        go_on.wait()
+        return pread(fd, length, at)
+
+    monkeypatch.setattr(os, "pread", hanging)
+    with ThreadPoolExecutor(2) as executor, ThreadPoolExecutor(1) as opener:
+        root = Root(folder, executor, opener, list_entries=1, folder_entries=1)
+        source = await root.open("a")
+        task = asyncio.create_task(source.read(0, 10))
+        await asyncio.to_thread(reading.wait)
+        task.cancel()
+        closing = asyncio.create_task(source.close())
+        await asyncio.sleep(0)
+        try:
+            await (await asyncio.wait_for(root.open("a"), 10)).close()
+        finally:
+            go_on.set()
+            await asyncio.gather(closing, task, return_exceptions=True)
+            root.close()
+
+
 async def test_a_cancelled_close_closes_all_the_same(folder: Path) -> None:
     (folder / "a").touch()
     go_on = threading.Event()

@@ -22,7 +22,7 @@ from tunnelsync import frames, protocol
 from tunnelsync.connector.body import Body
 from tunnelsync.connector.outgoing import Span
 from tunnelsync.connector.source import Root
-from tunnelsync.errors import Conflict, WrongOffset
+from tunnelsync.errors import Conflict, DatasetChanged, WrongOffset
 from tunnelsync.frames import BLOCK_BYTES
 from tunnelsync.protocol import Coding, Conditions, GetDatasetStream, Init
 
@@ -479,6 +479,24 @@ async def rest_of(body: Body, start: int) -> bytes:
         assert not isinstance(piece, Span)
         rest += piece
     return bytes(rest)
+
+
+async def test_b2_a_block_of_which_some_was_not_sent_is_read_again(tmp_path: Path) -> None:
+    """Where the kernel sends it, the dataset may have been cut short in between."""
+    (tmp_path / "a").write_bytes(content(BLOCK_BYTES))
+    with ThreadPoolExecutor(2) as executor:
+        root = Root(tmp_path, executor, list_entries=10, folder_entries=10)
+        async with await root.open("a") as source:
+            body = Body(source, 0, BLOCK_BYTES, Coding.BLOCKS, from_file=True)
+            pieces = body.pieces(0, body.length)
+            while not isinstance(await anext(pieces), Span):
+                pass
+            await pieces.aclose()  # as when the connection breaks
+            os.truncate(tmp_path / "a", 1000)
+            with pytest.raises(DatasetChanged, match="shrank"):
+                await anext(body.pieces(0, body.length))
+            await body.close()
+        root.close()
 
 
 @pytest.mark.parametrize("size", [100, BLOCK_BYTES - 10, BLOCK_BYTES, 2 * BLOCK_BYTES - 1])

@@ -89,7 +89,9 @@ def test_the_rule_in_the_docs_is_one_that_stores_take(store_server: S3Server, sh
         assert kept[name] == given[name]
 
 
-def test_gc_without_a_store_or_with_one_that_is_away_says_so(store_server: S3Server) -> None:
+def test_gc_without_a_store_or_with_one_that_is_away_says_so(
+    store_server: S3Server, tmp_path: Path
+) -> None:
     done = cli("store", "gc", "--json")
     assert (done.code, done.json()["error"]["code"]) == (4, "store_not_configured")
     assert "TUNNELSYNC_STORE_ENDPOINT" in told(done)
@@ -97,6 +99,9 @@ def test_gc_without_a_store_or_with_one_that_is_away_says_so(store_server: S3Ser
     done = collected(store_server, "p", "--store-endpoint", nowhere)
     assert done.code == 5
     assert nowhere in done.err
+    (tmp_path / "ts.toml").write_text(f'[store]\nendpoint = "{nowhere}"\n')
+    done = cli("store", "gc", "--config", tmp_path / "ts.toml")
+    assert (done.code, nowhere in done.err) == (5, True)
     done = collected(store_server, "p", "--store-bucket", "not-made-by-gc")
     assert done.code == 5
     assert "no such bucket" in done.err

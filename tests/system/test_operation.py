@@ -9,7 +9,7 @@ import pytest
 
 import raw_http
 from harness import MAC, System, make_file
-from played_connector import another_mac, played, wanting
+from played_connector import another_mac, asking, played, wanting
 from tunnelsync.errors import Internal
 from tunnelsync.identity import Mac, Role, dump_tokens, new_token
 from tunnelsync.router import app
@@ -139,3 +139,38 @@ def test_a_log_for_programs_is_an_object_a_line(system: System) -> None:
         row for row in map(orjson.loads, system.processes[1].log.splitlines()) if "code" in row
     ]
     assert (told["transfer"], told["code"]) == (refused["transfer"], "dataset_not_found")
+
+
+async def test_a_connector_that_may_return_is_not_counted_as_connected(system: System) -> None:
+    router = system.router(return_grace_seconds=600)
+    async with played(router.url, another_mac()) as connector:
+        assert await asyncio.to_thread(metric, router.url, "tunnelsync_connectors") == 1
+        await connector.lose()
+        async with asyncio.timeout(20):
+            while state(await asking(router.url, "GET", "/connectors")) == "connected":
+                await asyncio.sleep(0.01)
+        assert state(await asking(router.url, "GET", "/connectors")) == "returning"
+        for name in ("tunnelsync_connectors", "tunnelsync_connectors_offline"):
+            assert await asyncio.to_thread(metric, router.url, name) == 0
+
+
+def state(answer: raw_http.Answer) -> str:
+    """Return the state of the only connector."""
+    (one,) = answer.json()["connectors"]
+    return str(one["state"])
+
+
+async def test_bytes_are_counted_as_they_are_sent(system: System) -> None:
+    router = system.router()
+    async with played(router.url, another_mac()) as connector:
+        client = wanting(router.url, connector.mac)
+        request_id = await connector.command("get_dataset_stream")
+        assert (await connector.init(request_id, 3000)).status == 200
+        for sent in (1000, 3000):
+            chunk = bytes(sent - 1000 or 1000)
+            assert (await connector.chunk(request_id, sent - len(chunk), chunk)).status == 200
+            counted = await asyncio.to_thread(metric, router.url, "tunnelsync_bytes_total")
+            assert counted == sent
+        await connector.complete(request_id)
+        assert len((await client).body) == 3000
+    assert await asyncio.to_thread(metric, router.url, "tunnelsync_bytes_total") == 3000

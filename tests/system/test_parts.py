@@ -1,7 +1,7 @@
 """What comes in parts, from a connector that a test plays: in order, early, twice, or too much."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import orjson
@@ -74,6 +74,7 @@ async def test_b5_a_part_that_is_not_the_next_is_told_which_is(connector: Played
         ({"offset": 0, "length": 5}, 400, "bad_request"),
         ({"offset": 0, "length": 0}, 400, "bad_request"),
         ({"offset": "x", "length": 100}, 400, "bad_request"),
+        ({"offset": "9" * 5000, "length": 100}, 400, "bad_request"),
         ({"length": 100}, 400, "bad_request"),
         ({"offset": 0, "length": -1}, 400, "bad_request"),
     ],
@@ -85,6 +86,20 @@ async def test_a_part_that_cannot_be_is_refused(
     request_id = await connector.command("get_dataset")
     reply = await connector.post("result", b"0123456789", request_id=request_id, **query)
     assert (reply.status, reply.code) == (status, code)
+    client.cancel()
+
+
+async def test_a_part_that_tells_no_length_is_refused(connector: PlayedConnector) -> None:
+    """Nobody knows whether all of it came, nor whether it fits."""
+
+    async def chunked() -> AsyncIterator[bytes]:
+        yield ANSWER[:PART]
+
+    client = wanting(connector.url, connector.mac, "sync")
+    request_id = await connector.command("get_dataset")
+    total = len(ANSWER)
+    reply = await connector.post("result", chunked(), request_id=request_id, offset=0, length=total)
+    assert (reply.status, reply.code) == (400, "bad_request")
     client.cancel()
 
 

@@ -145,6 +145,8 @@ async def test_headers_that_contradict_are_refused_and_the_transfer_goes_on(
         {"etag": 'a"b'},
         {"etag": "a\r\nX: y"},
         {"etag": "\u00e9"},
+        {"etag": "e" * 257},
+        {"status": 304},
     ],
 )
 async def test_an_init_that_cannot_be_is_400_and_the_right_one_goes_on(
@@ -157,6 +159,18 @@ async def test_an_init_that_cannot_be_is_400_and_the_right_one_goes_on(
     reply = await connector.chunk(request_id, 0, BODY, init=init(request_id, 3000))
     assert reply.status == 200
     await connector.complete(request_id)
+    assert (await client).body == BODY
+
+
+async def test_a_root_longer_than_any_is_400_for_its_receipt_would_keep_it(
+    connector: PlayedConnector,
+) -> None:
+    client = wanting(connector.url, connector.mac)
+    request_id = await connector.command("get_dataset_stream")
+    assert (await connector.chunk(request_id, 0, BODY, init=init(request_id, 3000))).status == 200
+    refused = await connector.complete(request_id, root="r" * 129)
+    assert (refused.status, refused.code) == (400, "bad_request")
+    assert (await connector.complete(request_id, root="r" * 128)).status == 200
     assert (await client).body == BODY
 
 

@@ -89,6 +89,20 @@ async def test_l2_an_upload_that_stops_is_broken_off(system: System) -> None:
         assert ended is None or ended.status == 410
 
 
+async def test_l2_a_result_that_stops_is_not_waited_for(system: System) -> None:
+    url = system.router(idle_seconds=0.5).url
+    async with played(url, another_mac()) as connector:
+        client = wanting(url, connector.mac, "sync")
+        request_id = await connector.command("get_dataset")
+        held = await connector.held_post(f"result?request_id={request_id}", 3000)
+        await held.send(BODY[:1000])
+        reply = await held.reply()
+        assert reply is not None
+        assert reply.code == "stalled"
+        assert (await connector.result(request_id, {"data": "x"})).status == 200
+        assert (await client).json() == {"data": "x"}
+
+
 async def test_l2_words_do_not_keep_an_upload_alive_that_stops(system: System) -> None:
     url = system.router(idle_seconds=1.5, answer_seconds=60).url
     async with played(url, another_mac()) as connector:
