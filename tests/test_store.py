@@ -16,7 +16,9 @@ import aiohttp
 import pytest
 from aiohttp import content_disposition_filename, parse_content_disposition, web
 from blake3 import blake3
+from yarl import URL
 
+from certificate import Certificate
 from fault_proxy import fault_proxy
 from played_router import content, digests_of, played
 from s3 import S3Server, age_seconds, s3_server
@@ -446,6 +448,52 @@ async def test_a_store_that_falls_silent_in_mid_upload_is_unavailable(
         assert_tells(failed.value, settings)
         async with outside(server) as client:
             assert await open_uploads(client) == []
+
+
+@asynccontextmanager
+async def behind_tls(server: S3Server, certificate: Certificate) -> AsyncIterator[str]:
+    """Put TLS before a store; yields the address."""
+    where = URL(server.endpoint)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, to = await asyncio.open_connection(where.host, where.port)
+
+        async def pass_on(of: asyncio.StreamReader, on: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await of.read(65536):
+                    on.write(data)
+                    await on.drain()
+            on.close()
+
+        await asyncio.gather(pass_on(reader, to), pass_on(there, writer))
+
+    before = await asyncio.start_server(carry, "127.0.0.1", 0, ssl=certificate.context)
+    async with before:
+        yield f"https://127.0.0.1:{before.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "AWS_CA_BUNDLE"])
+async def test_an_authority_of_ones_own_is_trusted_for_the_store_too(
+    executor: ThreadPoolExecutor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: S3Server,
+    variable: str,
+) -> None:
+    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    certificate = Certificate(tmp_path / "tls", "IP:127.0.0.1")
+    async with (
+        behind_tls(server, certificate) as endpoint,
+        dataset(tmp_path, b"x", executor) as source,
+    ):
+        settings = server.settings(BUCKET, endpoint=endpoint, attempts=1)
+        async with Store(settings, executor) as store:
+            with pytest.raises(StoreUnavailable, match=r"TLS: self-signed certificate$"):
+                await store.offer(MAC, source)
+        monkeypatch.setenv(variable, str(certificate.cert))
+        async with Store(settings, executor) as store:
+            assert (await store.offer(MAC, source)).download_url.startswith(endpoint)
 
 
 async def offered(store: Store, source: "Watched") -> Stored:

@@ -106,7 +106,8 @@ def authorization(secret: Secret) -> dict[str, str]:
     except UnicodeEncodeError:
         token = "\0"
     if not token.isprintable() or " " in token:
-        raise BadSetting("the token holds characters that a header cannot carry")
+        what = "the token holds a line break, or another character that a header cannot carry"
+        raise BadSetting(what, hint="Strip what was read from a file; --token-file does so.")
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

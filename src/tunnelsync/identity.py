@@ -100,19 +100,19 @@ def new_token(role: Role, mac: Mac | None = None, *, note: str = "") -> tuple[st
     )
 
 
-def parse_tokens(data: bytes) -> Mapping[str, Grant]:
-    """Read a tokens file: hash to grant. Raises `BadSetting` that says what is wrong."""
+def parse_tokens(data: bytes, name: str = "tokens file") -> Mapping[str, Grant]:
+    """Read a tokens file: hash to grant. Raises `BadSetting` that says what is wrong with which."""
     try:
         grants = wire.decode(_TokensFile, wire.loads(data)).tokens
         for grant in grants:
             role = Role(grant.role)
             if (role is Role.CONNECTOR) != (grant.mac is not None):
-                raise BadSetting(f"tokens file: token {grant.id} needs a MAC for its role, or none")
+                raise BadSetting(f"{name}: token {grant.id} needs a MAC for its role, or none")
             if grant.mac is not None and mac_address(grant.mac) != grant.mac:
-                raise BadSetting(f"tokens file: the MAC of {grant.id} is not in its usual form")
+                raise BadSetting(f"{name}: the MAC of {grant.id} is not in its usual form")
     except (BadRequest, BadMac, ValueError) as exc:
         hint = "Restore it, or make another one with `tunnelsync token create`."
-        raise BadSetting(f"tokens file: {exc}", hint=hint) from None
+        raise BadSetting(f"{name}: {exc}", hint=hint) from None
     return {grant.sha256: grant for grant in grants}
 
 

@@ -5,7 +5,6 @@ keys of ours, see ``objects.py``; ages are those of the store's own clock. One p
 in memory at a time.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from tunnelsync.errors import StoreRefused
 from tunnelsync.multipart import Request
 from tunnelsync.objects import BLOCKS, Kept, OpenUpload
 from tunnelsync.settings import StoreSettings
+from tunnelsync.together import Together
 
 AT_ONCE = 16  # removals: what a store takes from one client without slowing others
 Age = Callable[[], float]
@@ -124,12 +124,11 @@ async def each(work: Sequence[Coroutine[Any, Any, Any]]) -> None:
         for one in left:
             await one
 
+    together = Together()
+    for _ in work[:AT_ONCE]:
+        together.add(some())
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in work[:AT_ONCE]:
-                group.create_task(some())
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        await together.wait()
     finally:
         for one in left:
             one.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from tunnelsync.errors import StoreRefused, TunnelSyncError
 from tunnelsync.settings import StoreSettings
+from tunnelsync.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +86,10 @@ class Multipart:
             for number, part in waiting:
                 tags[number] = await part(**upload, PartNumber=number)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in parts[: max(1, self._settings.parts_at_once)]:
-                    group.create_task(work())
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        together = Together()
+        for _ in parts[: max(1, self._settings.parts_at_once)]:
+            together.add(work())
+        await together.wait()
         return [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
 
     async def _abort(

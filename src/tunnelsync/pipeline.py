@@ -20,6 +20,7 @@ from tunnelsync.leftovers import each
 from tunnelsync.multipart import Operations
 from tunnelsync.segments import Cut, Segment, Shelf
 from tunnelsync.settings import StoreSettings
+from tunnelsync.together import Together
 from tunnelsync.versions import OCTETS, Found, Set, Versions
 from tunnelsync.window import Reading, Window
 
@@ -113,20 +114,19 @@ class Pipeline:
                 # nothing has come, who asked may have another way.
                 await self._put(first, reading)
                 tell()
-            async with asyncio.TaskGroup() as group:
-                for _ in range(max(1, self._settings.parts_at_once)):
-                    group.create_task(work())
+            together = Together()
+            for _ in range(max(1, self._settings.parts_at_once)):
+                together.add(work())
+            await together.wait()
             pointed = True
             packed = bytes(reading.packed)
             await _patiently(
                 partial(self._versions.put_blocks, self._key, packed, settled, self._set)
             )
-        except BaseException as error:
+        except BaseException:
             if not pointed:
                 self._failed = True
                 await asyncio.shield(self._versions.multipart.own(self._remove()))
-            if isinstance(error, ExceptionGroup):
-                raise error.exceptions[0] from None
             raise
 
     async def _put(self, one: Cut, reading: Reading) -> None:

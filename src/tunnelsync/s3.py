@@ -4,6 +4,8 @@ This is the only file that imports aioboto3 and botocore, and only on use: they 
 """
 
 import asyncio
+import re
+import ssl
 from functools import cache
 from typing import Any
 
@@ -21,6 +23,11 @@ def make_clients(settings: StoreSettings) -> list[Any]:
     """
     import aioboto3
     from botocore.config import Config
+    from botocore.session import Session
+
+    # Of its own the library knows AWS_CA_BUNDLE alone, and for the rest what it brings along.
+    bundle = Session().get_config_variable("ca_bundle")
+    authorities = None if bundle else ssl.get_default_verify_paths().cafile
 
     config = Config(
         signature_version="s3v4",
@@ -41,6 +48,7 @@ def make_clients(settings: StoreSettings) -> list[Any]:
             aws_access_key_id=settings.access_key.reveal() or None,
             aws_secret_access_key=settings.secret_key.reveal() or None,
             config=config,
+            verify=authorities,
         )
         return await context.__aenter__()
 
@@ -84,9 +92,11 @@ def error_of(exc: Exception, where: str, settings: StoreSettings) -> TunnelSyncE
         seconds = settings.connect_seconds
         return StoreUnavailable(f"{where} took no connection in {seconds:g} s")
     if isinstance(exc, boto.SSLError):
+        found = re.search(r"certificate verify failed: ([\w ,'.-]+)", str(exc))
+        why = found[1].strip() if found else "it speaks no TLS, or another version"
         return StoreUnavailable(
-            f"{where} and this machine do not agree on TLS",
-            hint="Check its certificate, and AWS_CA_BUNDLE if it is signed by your own CA.",
+            f"{where} and the connector's machine do not agree on TLS: {why}",
+            hint="An authority of your own is trusted by SSL_CERT_FILE, there, or AWS_CA_BUNDLE.",
         )
     if isinstance(exc, boto.NoCredentialsError | boto.PartialCredentialsError):
         return objects.no_keys(where, "needs keys, and there are none")

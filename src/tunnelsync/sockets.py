@@ -76,12 +76,14 @@ def abort(transport: asyncio.WriteTransport | None) -> None:
     """Break a connection off, if it is still there.
 
     The transport's own `abort` fails on one that was closed with something left to send, and has
-    sent it since.
+    sent it since; and one of TLS that was closed twice knows nothing of its connection any more,
+    which asyncio then ends by itself.
     """
-    if transport is not None:
-        found = transport.get_extra_info("socket")
-        if found is None or found.fileno() >= 0:
-            transport.abort()
+    with suppress(AttributeError):
+        if transport is not None:
+            found = transport.get_extra_info("socket")
+            if found is None or found.fileno() >= 0:
+                transport.abort()
 
 
 async def readable(one: socket.socket) -> None:

@@ -237,6 +237,21 @@ async def test_no_descriptor_that_was_closed_becomes_that_of_another_file(
         assert (await ended(process)).code == 130
 
 
+async def test_a_fetch_needs_neither_stdout_nor_stderr(tmp_path: Path) -> None:
+    async def router(request: web.Request) -> web.StreamResponse:
+        return streamed(b"abc")
+
+    async with played(router) as url:
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", 'exec "$0" "$@" >&- 2>&-'),
+            *(sys.executable, "-m", "tunnelsync", "fetch", "--router", url, MAC, "d"),
+            cwd=tmp_path,
+            env=environment(),
+        )
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+    assert (tmp_path / "d").read_bytes() == b"abc"
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
 )

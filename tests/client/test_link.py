@@ -18,6 +18,7 @@ from tunnelsync.client import TunnelSync
 from tunnelsync.dial import proxy_for
 from tunnelsync.errors import (
     BadSetting,
+    DatasetNotFound,
     NotARouter,
     PlaintextRefused,
     ProtocolError,
@@ -26,7 +27,7 @@ from tunnelsync.errors import (
     TunnelSyncError,
     Usage,
 )
-from tunnelsync.protocol import H_ERROR
+from tunnelsync.protocol import H_ERROR, Mode
 from tunnelsync.settings import ClientSettings, Secret
 
 DATA = content(5_000_000)
@@ -112,6 +113,25 @@ async def test_the_id_of_a_transfer_is_taken_from_an_error_if_it_can_be_one(
 async def test_what_is_no_http_is_no_router(answer: bytes) -> None:
     async with played_raw(answer) as url:
         assert type(await asked(url)) is RouterUnreachable
+
+
+@pytest.mark.parametrize("mode", Mode)
+async def test_a_fetch_that_fails_leaves_the_task_that_called_it_as_it_was(
+    mode: Mode, tmp_path: Path
+) -> None:
+    async def router(request: web.Request) -> web.StreamResponse:
+        return json({"status": "error", "error": {"code": "dataset_not_found"}}, 404)
+
+    task = asyncio.current_task()
+    assert task is not None
+    async with played(router) as url, client(url) as ts:
+        with pytest.raises(DatasetNotFound):
+            await ts.fetch(MAC, "d", tmp_path / "d", mode=mode)
+        assert task.cancelling() == 0
+        with pytest.raises(DatasetNotFound):
+            async for _ in ts.blocks(MAC, "d"):
+                pass
+        assert task.cancelling() == 0
 
 
 async def test_a_client_that_is_not_open_or_was_closed_says_so() -> None:

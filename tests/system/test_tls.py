@@ -13,6 +13,7 @@ import pytest
 from yarl import URL
 
 import raw_http
+from certificate import Certificate
 from connect_proxy import ConnectProxy, connect_proxy
 from harness import MAC, System, cli, make_file, sha256
 from tunnelsync.identity import Mac, Role, dump_tokens, new_token
@@ -31,37 +32,6 @@ def own_address() -> str:
         except OSError:
             pytest.skip("this machine has no address but loopback, so nothing is another host")
         return str(sock.getsockname()[0])
-
-
-class Certificate:
-    """A self-signed certificate: its PEM file, which clients trust as well, and its key."""
-
-    def __init__(self, folder: Path, *names: str) -> None:
-        openssl = shutil.which("openssl")
-        if openssl is None:
-            pytest.skip("openssl is not installed here, so there is no certificate")
-        folder.mkdir(parents=True, exist_ok=True)
-        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
-        subprocess.run(
-            (
-                *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-                *("-nodes", "-days", "2", "-subj", "/CN=test", "-addext"),
-                "subjectAltName=" + ",".join(names),
-                *("-keyout", str(self.key), "-out", str(self.cert)),
-            ),
-            check=True,
-            capture_output=True,
-        )
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """The flags of a router that shows it."""
-        return "--tls-cert", str(self.cert), "--tls-key", str(self.key)
-
-    @property
-    def trust(self) -> dict[str, str]:
-        """The environment of who trusts it."""
-        return {"SSL_CERT_FILE": str(self.cert)}
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +344,7 @@ def test_a_key_without_a_certificate_serves_nobody(system: System, tmp_path: Pat
     missing = str(tmp_path / "missing.pem")
     for flags, told in (
         (("--tls-key", str(given.key)), "without a certificate"),
-        (("--tls-cert", str(given.cert)), "they do not fit"),
+        (("--tls-cert", str(given.cert)), "its key is not in it"),
         (("--tls-cert", str(given.cert), "--tls-key", str(other.key)), "they do not fit"),
         (("--tls-cert", missing), "missing.pem for TLS: No such file"),
     ):

@@ -78,12 +78,12 @@ def rate(bytes_per_second: float) -> str:
 
 def say(text: str) -> None:
     """Tell a person something, on stderr."""
-    _write(sys.stderr, escaped(text) + "\n")
+    _write(escaped(text) + "\n")
 
 
 def line(text: str) -> None:
     """Print one line of the result."""
-    _write(sys.stdout, escaped(text) + "\n")
+    _put(escaped(text) + "\n")
 
 
 def at_once(text: str) -> None:
@@ -94,7 +94,7 @@ def at_once(text: str) -> None:
 
 def row(cells: Iterable[str]) -> None:
     """Print one line of the result, its cells separated by tabs."""
-    _write(sys.stdout, "\t".join(map(escaped, cells)) + "\n")
+    _put("\t".join(map(escaped, cells)) + "\n")
 
 
 def pairs(values: Mapping[str, object]) -> None:
@@ -107,7 +107,7 @@ def pairs(values: Mapping[str, object]) -> None:
 
 def json(values: Mapping[str, Any]) -> None:
     """Print the one JSON object of a command that was asked for ``--json``."""
-    _write(sys.stdout, wire.dumps(dict(values)).decode() + "\n")
+    _put(wire.dumps(dict(values)).decode() + "\n")
 
 
 def success(**values: Any) -> None:
@@ -148,7 +148,7 @@ def failure(error: BaseException) -> int:
     """
     known = _known(error)
     if _debug and isinstance(known, Internal):
-        _write(sys.stderr, "".join(traceback.format_exception(error)))
+        _write("".join(traceback.format_exception(error)))
     try:
         if not _as_json:
             _tell(known)
@@ -184,10 +184,10 @@ def usage_error(error: click.ClickException) -> int:
     if _as_json:
         return failure(Usage(error.format_message(), hint=_usage_hint(error)))
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        _write(sys.stderr, error.format_message() + "\n")
+        _write(error.format_message() + "\n")
         return 2
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        _write(sys.stderr, error.ctx.get_usage() + "\n")
+        _write(error.ctx.get_usage() + "\n")
     say(f"error: {' '.join(error.format_message().split())}")
     say(f"  hint: {_usage_hint(error)}")
     return 2
@@ -256,16 +256,21 @@ def _encodable(error: TunnelSyncError) -> TunnelSyncError:
     return type(error)(message, hint=error.hint)
 
 
-def _write(stream: Any, text: str) -> None:
-    if stream is None:  # it was closed when we began
-        if stream is sys.stdout:
-            raise WriteFailed("cannot write to standard output: it is closed", hint="")
-        return
+def _put(text: str) -> None:
+    """Write some of the result; raise `WriteFailed` where standard output does not take it."""
+    if sys.stdout is None:  # it was closed when we began
+        raise WriteFailed("cannot write to standard output: it is closed", hint="")
     try:
-        stream.write(text)
+        sys.stdout.write(text)
     except OSError as exc:
-        if stream is not sys.stderr:  # what is told beside the result costs no result
-            raise _unwritable(exc) from None
+        raise _unwritable(exc) from None
+
+
+def _write(text: str) -> None:
+    """Write to stderr: what is told beside the result costs no result."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(text)
 
 
 def _unwritable(error: OSError) -> WriteFailed:

@@ -93,7 +93,7 @@ def _path(flags: Mapping[str, Any]) -> Path:
 
 def _read(path: Path, *, missing_is_empty: bool) -> dict[str, Grant]:
     try:
-        return dict(parse_tokens(path.read_bytes()))
+        return dict(parse_tokens(path.read_bytes(), f"tokens file {printable(str(path))}"))
     except FileNotFoundError:
         if missing_is_empty:
             return {}

@@ -33,6 +33,7 @@ from tunnelsync.errors import (
 )
 from tunnelsync.frames import BLOCK_BYTES, Claimed
 from tunnelsync.settings import ClientSettings
+from tunnelsync.together import Together
 
 DOUBTFUL = (Broken, Stalled, StoreUnavailable, StoreRefused, StoreUntrusted)
 """What casts doubt on the way; a router or connector that is away does not."""
@@ -57,7 +58,7 @@ class Download:
         self._patience = Patience(settings, asyncio.get_running_loop().time)
         self._fewest = math.inf
         self._noting: asyncio.Task[None] | None = None
-        self._workers: asyncio.TaskGroup
+        self._workers: Together
 
     async def run(self) -> None:
         """Bring it all and publish it.
@@ -94,12 +95,11 @@ class Download:
         """Run the first worker, which lets others join it, until nothing is missing."""
         failed: object = None
         try:
-            async with asyncio.TaskGroup() as self._workers:
-                late = self._workers.create_task(self._here.open_in_time())
-                first = self._workers.create_task(self._work())
-                first.add_done_callback(lambda _: late.cancel())
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            self._workers = Together()
+            self._workers.add(late := asyncio.create_task(self._here.open_in_time()))
+            self._workers.add(first := asyncio.create_task(self._work()))
+            first.add_done_callback(lambda _: late.cancel())
+            await self._workers.wait()
         finally:
             if (noting := self._noting) is not None:
                 self._noting = None
@@ -108,7 +108,7 @@ class Download:
         if isinstance(failed, TunnelSyncError):
             raise failed
         if not self._here.begun or self._here.plan.missing:
-            # A task group takes this for an end: somebody's progress may raise it, for one.
+            # One was cancelled from within: somebody's progress may raise that, for one.
             raise Cancelled("a part of the fetch was cancelled before all had come")
 
     async def _work(self, span: Span | None = None) -> None:
@@ -135,7 +135,7 @@ class Download:
         def dropped() -> None:
             self._fewest = self._here.plan.missing
             if not self._here.plan.busy:  # who is busy takes what is missing when it is done
-                self._workers.create_task(self._work())
+                self._workers.add(self._work())
 
         await self._here.check(dropped)
 
@@ -196,12 +196,12 @@ class Download:
         await here.begin(version)
         if (here.plan.count or 0) > 1:
             self._noting = asyncio.create_task(here.keep_noting())
-            self._workers.create_task(self._check())
+            self._workers.add(self._check())
         if self._way.in_parts and not here.ordered and version.etag:
             # All are cut before any is asked for, so that each asks for no more than its own.
             spans = [here.plan.take() for _ in range(self._streams(incoming) - 1)]
             for span in filter(None, spans):
-                self._workers.create_task(self._work(span))
+                self._workers.add(self._work(span))
 
     def _streams(self, incoming: Incoming) -> int:
         """Return how many streams are worth while: as asked for, or by the length of the line."""

@@ -212,7 +212,7 @@ class _Line:
                 return ws
         except aiohttp.WSServerHandshakeError as exc:
             if exc.status in (401, 403):
-                raise _Refused(f"{_told(exc)}; {NO_TOKEN}") from None
+                raise _Refused(_told(exc)) from None
             raise _Lost(f"it answered {exc.status}") from None
         except CONNECTION_ERRORS as exc:
             raise _Lost(reason(exc)) from None
@@ -285,8 +285,8 @@ def _told(refused: aiohttp.WSServerHandshakeError) -> str:
     with suppress(BadRequest, TypeError, KeyError):
         text = refused.headers[protocol.H_ERROR]  # type: ignore[index]
         if problem := protocol.problem_in({"error": wire.loads(text)}):
-            return protocol.printable(problem.message[:200])[1:-1]
-    return f"it answered {refused.status}"
+            return f"{protocol.printable(problem.message[:200])[1:-1]}; {NO_TOKEN}"
+    return f"it answered {refused.status}, and not as a TunnelSync router does; check its address"
 
 
 def _check_id(request_id: str) -> None:

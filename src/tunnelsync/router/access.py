@@ -124,10 +124,10 @@ class Access:
 
     def _read(self) -> Mapping[str, Grant]:
         assert self._path is not None
+        path = printable(str(self._path))
         try:
-            return parse_tokens(self._path.read_bytes())
+            return parse_tokens(self._path.read_bytes(), f"tokens file {path}")
         except OSError as exc:
-            path = printable(str(self._path))
             what = f"cannot read the tokens file {path}: {exc.strerror}"
             hint = "`tunnelsync token create` makes one, and --tokens names it."
             if isinstance(exc, PermissionError):

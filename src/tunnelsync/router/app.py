@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.log import server_logger as server_log
 
 from tunnelsync import protocol, signals
+from tunnelsync.address import is_loopback
 from tunnelsync.errors import (
     BadRequest,
     Cancelled,
@@ -230,6 +231,8 @@ async def run(settings: RouterSettings, store: StoreSettings) -> bool:
         async with listening(runner, settings, certificate.context):
             if access.open:
                 log.info("no tokens file: this machine alone is served")
+            elif certificate.context is None and not is_loopback(settings.host):
+                log.warning("http on %s: tokens and data can be read on the way", settings.host)
             poll_seconds = settings.tokens_poll_seconds
             tasks = (
                 asyncio.create_task(access.watch(poll_seconds, switchboard.revoke)),

@@ -54,6 +54,8 @@ class Certificate:
             context.load_cert_chain(self._paths[0], key, password)
         except OSError as exc:  # ssl.SSLError is one
             why = "they do not fit" if isinstance(exc, ssl.SSLError) else exc.strerror
+            if not key and isinstance(exc, ssl.SSLError):
+                why = "it is none, or its key is not in it"
             hint = (
                 "Give the certificate and its chain with --tls-cert, the key with --tls-key; PEM."
             )
