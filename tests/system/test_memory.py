@@ -227,8 +227,17 @@ async def test_what_is_said_of_datasets_waits_for_none_and_has_a_budget_of_its_o
         over = await other.result(request_id, listing | {"more": "x" * 64 * KIB})
         assert (over.status, over.code) == (503, "router_busy")
         assert_busy_here(await folder)
+        assert (await other.hear())["command"] == "cancel"
+
+        folder = asking(url, "GET", f"/datasets/{other.mac}/")
+        request_id = await other.command("list_datasets")
+        another = await other.held_post(f"result?request_id={request_id}", 64 * KIB)
+        await another.send(b" " * KIB)
+        await metric_is(url, name, 2 * MIB - 10 + KIB)
+        another.close()
         slow.close()
         client.cancel()
+        folder.cancel()
         await metric_is(url, name, 0)
 
 
