@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -255,6 +255,21 @@ async def test_a_peer_that_takes_nothing_any_more_is_given_up_by_the_system(
     async with both_ends(caplog, settings) as ends:
         patience_ms = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for one in ends]
     assert patience_ms == [30_000, 14_000]
+
+
+async def test_many_that_come_at_one_moment_wait_until_they_are_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    with caplog.at_level("INFO"), ExitStack() as waiting:
+        async with listening(runner, RouterSettings(host="127.0.0.1", port=0), None):
+            found = LISTENING.search(caplog.text)
+            assert found
+            for _ in range(100):  # of which none is taken before all are there
+                one = socket.create_connection(("127.0.0.1", int(found[2])), timeout=10)
+                waiting.enter_context(one)
+    await runner.cleanup()
 
 
 async def test_a_host_that_is_not_known_is_told_in_words() -> None:

@@ -33,6 +33,7 @@ from tunnelsync.errors import (
     Unavailable,
 )
 from tunnelsync.frames import BLOCK_BYTES
+from tunnelsync.leftovers import Leftovers
 from tunnelsync.objects import Stored, object_key, origin
 from tunnelsync.settings import MIB, Secret, StoreSettings
 from tunnelsync.store import Store
@@ -226,6 +227,31 @@ async def test_many_datasets_at_once_share_the_bodies(
         offers = [store.offer(mac, one) for mac, one in zip(macs, sources, strict=True)]
         found = await asyncio.gather(*offers)
     assert {one.root for one in found} == {frames.root(digests_of(data))}
+
+
+async def test_bodies_have_a_number_at_once_whoever_sends_them(
+    settings: StoreSettings, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    now = most = 0
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        nonlocal now, most
+        if request.method != "PUT":
+            return web.Response(status=404 if request.path.count("/") > 1 else 200)
+        is_body = request.path.endswith("/data")
+        now, most = now + is_body, max(most, now + is_body)
+        await request.read()
+        await asyncio.sleep(0.05)
+        now -= is_body
+        return web.Response(headers={"ETag": '"e"'})
+
+    async with played(slow) as url, AsyncExitStack() as stack:
+        settings = replace(settings, endpoint=url, bodies_at_once=2)
+        store = await stack.enter_async_context(Store(settings, executor))
+        source = await stack.enter_async_context(dataset(tmp_path, b"x", executor))
+        macs = [f"cc-28-aa-00-22-{number:02x}" for number in range(6)]
+        await asyncio.gather(*(store.offer(mac, source) for mac in macs))
+    assert most == 2
 
 
 # --- used again ---------------------------------------------------------------------------
@@ -893,6 +919,18 @@ async def test_s3_uploads_that_were_left_open_are_aborted_and_younger_or_others_
             await leftovers.abort(page)
         assert await still_open() == {(foreign, of_foreign)}
         await client.abort_multipart_upload(Bucket=BUCKET, Key=foreign, UploadId=of_foreign)
+
+
+async def test_s3_keys_that_may_list_the_prefix_alone_are_enough() -> None:
+    """MinIO tells of no upload there, and refuses the rest of the bucket."""
+
+    async def request(operation: str, **parameters: Any) -> dict[str, Any]:
+        if "Prefix" not in parameters:
+            raise StoreRefused("access denied")
+        return {"Uploads": []}
+
+    leftovers = Leftovers(StoreSettings(prefix="p"), request=request, ask=request)
+    assert [page async for page in leftovers.uploads(lambda: 0.0)] == []
 
 
 async def test_s3_uploads_of_several_pages_are_found(
