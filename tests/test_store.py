@@ -759,7 +759,7 @@ def own(server: S3Server, settings: StoreSettings, request: pytest.FixtureReques
 async def test_in_the_second_half_of_its_life_a_version_is_uploaded_anew(
     server: S3Server, own: StoreSettings, client: Any, executor: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    short = replace(own, object_lifetime_seconds=2)
+    short = replace(own, object_lifetime_seconds=5)
     async with dataset(tmp_path, b"x", executor) as source:
         key = object_key(own.prefix, MAC, source.name, source.etag) + "/data"
         async with Store(own, executor) as store:
