@@ -6,6 +6,8 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,6 @@ from tunnelsync.settings import RouterSettings
 SYSTEM = Path("/proc/sys/net/ipv4")
 MALLOC = """
 import asyncio, ctypes, socket, sys
-from aiohttp import web
-from tunnelsync.client.body import _Direct
-from tunnelsync.dial import http_session
-from tunnelsync.router.listening import listening
-from tunnelsync.settings import RouterSettings
 
 class Info(ctypes.Structure):
     _fields_ = [
@@ -43,6 +40,12 @@ libc.realloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 
 async def main(what):
+    from aiohttp import web
+    from tunnelsync.client.body import _Direct
+    from tunnelsync.dial import http_session
+    from tunnelsync.router.listening import listening
+    from tunnelsync.settings import RouterSettings
+
     runner = web.AppRunner(web.Application())
     await runner.setup()
     session = http_session(
@@ -57,7 +60,8 @@ async def main(what):
     await runner.cleanup()
 
 what, count, size, used = sys.argv[1], *map(int, sys.argv[2:])
-asyncio.run(main(what))
+if what != "nothing":  # not even an import, which may have large memory to free
+    asyncio.run(main(what))
 for turn in range(3):
     before = info()
     held = [libc.malloc(size) for _ in range(count)]
@@ -199,17 +203,17 @@ def test_a_control_that_does_not_pace_is_left_alone() -> None:
         assert control_of(one) == "cubic"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-async def test_neither_what_we_make_to_loopback_nor_what_a_router_accepts_there_is_paced(
-    host: str, paced: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    accepted = ""
+@asynccontextmanager
+async def both_ends(
+    caplog: pytest.LogCaptureFixture, settings: RouterSettings
+) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+    """Connect as clients do to where a router listens; yield our socket, and the one accepted."""
+    accepted: list[socket.socket] = []
     done = asyncio.Event()
 
     async def held(request: web.Request) -> web.StreamResponse:
-        nonlocal accepted
         assert request.transport is not None
-        accepted = control_of(request.transport.get_extra_info("socket"))
+        accepted.append(request.transport.get_extra_info("socket"))
         response = web.StreamResponse()
         await response.prepare(request)
         await done.wait()
@@ -222,7 +226,7 @@ async def test_neither_what_we_make_to_loopback_nor_what_a_router_accepts_there_
     limits = {"connections": 1, "connect_seconds": 10, "dead_after_seconds": 30}
     with caplog.at_level("INFO"):
         async with (
-            listening(runner, RouterSettings(host=host, port=0), None),
+            listening(runner, settings, None),
             http_session(**limits, read_bytes=65536) as session,
         ):
             found = LISTENING.search(caplog.text)
@@ -231,9 +235,42 @@ async def test_neither_what_we_make_to_loopback_nor_what_a_router_accepts_there_
                 assert response.connection is not None
                 transport = response.connection.transport
                 assert transport is not None
-                assert control_of(transport.get_extra_info("socket")) == "reno"
+                yield transport.get_extra_info("socket"), accepted[0]
                 done.set()
-    assert accepted == ("reno" if host == "127.0.0.1" else paced)
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_neither_what_we_make_to_loopback_nor_what_a_router_accepts_there_is_paced(
+    host: str, paced: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with both_ends(caplog, RouterSettings(host=host, port=0)) as (ours, accepted):
+        assert control_of(ours) == "reno"
+        assert control_of(accepted) == ("reno" if host == "127.0.0.1" else paced)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system knows none")
+async def test_a_peer_that_takes_nothing_any_more_is_given_up_by_the_system(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = RouterSettings(host="127.0.0.1", port=0, idle_seconds=7)
+    async with both_ends(caplog, settings) as ends:
+        patience_ms = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for one in ends]
+    assert patience_ms == [30_000, 14_000]
+
+
+async def test_many_that_come_at_one_moment_wait_until_they_are_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    with caplog.at_level("INFO"), ExitStack() as waiting:
+        async with listening(runner, RouterSettings(host="127.0.0.1", port=0), None):
+            found = LISTENING.search(caplog.text)
+            assert found
+            for _ in range(100):  # of which none is taken before all are there
+                one = socket.create_connection(("127.0.0.1", int(found[2])), timeout=10)
+                waiting.enter_context(one)
     await runner.cleanup()
 
 

@@ -35,6 +35,7 @@ from tunnelsync.errors import (
     Unavailable,
 )
 from tunnelsync.frames import BLOCK_BYTES
+from tunnelsync.leftovers import Leftovers
 from tunnelsync.multipart import MOST_LEFT, Multipart, Operations
 from tunnelsync.objects import Stored, object_key, origin
 from tunnelsync.settings import MIB, Secret, StoreSettings
@@ -229,6 +230,31 @@ async def test_many_datasets_at_once_share_the_bodies(
         offers = [store.offer(mac, one) for mac, one in zip(macs, sources, strict=True)]
         found = await asyncio.gather(*offers)
     assert {one.root for one in found} == {frames.root(digests_of(data))}
+
+
+async def test_bodies_have_a_number_at_once_whoever_sends_them(
+    settings: StoreSettings, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    now = most = 0
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        nonlocal now, most
+        if request.method != "PUT":
+            return web.Response(status=404 if request.path.count("/") > 1 else 200)
+        is_body = request.path.endswith("/data")
+        now, most = now + is_body, max(most, now + is_body)
+        await request.read()
+        await asyncio.sleep(0.05)
+        now -= is_body
+        return web.Response(headers={"ETag": '"e"'})
+
+    async with played(slow) as url, AsyncExitStack() as stack:
+        settings = replace(settings, endpoint=url, bodies_at_once=2)
+        store = await stack.enter_async_context(Store(settings, executor))
+        source = await stack.enter_async_context(dataset(tmp_path, b"x", executor))
+        macs = [f"cc-28-aa-00-22-{number:02x}" for number in range(6)]
+        await asyncio.gather(*(store.offer(mac, source) for mac in macs))
+    assert most == 2
 
 
 # --- used again ---------------------------------------------------------------------------
@@ -782,7 +808,7 @@ def own(server: S3Server, settings: StoreSettings, request: pytest.FixtureReques
 async def test_in_the_second_half_of_its_life_a_version_is_uploaded_anew(
     server: S3Server, own: StoreSettings, client: Any, executor: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    short = replace(own, object_lifetime_seconds=2)
+    short = replace(own, object_lifetime_seconds=5)
     async with dataset(tmp_path, b"x", executor) as source:
         key = object_key(own.prefix, MAC, source.name, source.etag) + "/data"
         async with Store(own, executor) as store:
@@ -942,6 +968,18 @@ async def test_s3_uploads_that_were_left_open_are_aborted_and_younger_or_others_
             await leftovers.abort(page)
         assert await still_open() == {(foreign, of_foreign)}
         await client.abort_multipart_upload(Bucket=BUCKET, Key=foreign, UploadId=of_foreign)
+
+
+async def test_s3_keys_that_may_list_the_prefix_alone_are_enough() -> None:
+    """MinIO tells of no upload there, and refuses the rest of the bucket."""
+
+    async def request(operation: str, **parameters: Any) -> dict[str, Any]:
+        if "Prefix" not in parameters:
+            raise StoreRefused("access denied")
+        return {"Uploads": []}
+
+    leftovers = Leftovers(StoreSettings(prefix="p"), request=request, ask=request)
+    assert [page async for page in leftovers.uploads(lambda: 0.0)] == []
 
 
 async def test_s3_uploads_of_several_pages_are_found(

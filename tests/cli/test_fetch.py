@@ -299,6 +299,14 @@ async def test_a_name_with_control_characters_is_printed_escaped(tmp_path: Path)
     assert done.err.count("\n") == 1
 
 
+async def test_a_path_of_any_bytes_is_told_as_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    async with played(sending) as url:
+        done = await ran("fetch", "--json", "--router", url, MAC, "d", "-o", name, cwd=tmp_path)
+    assert (done.code, os.listdir(tmp_path)) == (0, [name])
+    assert orjson.loads(done.out)["path"] == f"{tmp_path}/caf\\xe9"
+
+
 async def test_a_limit_on_the_files_size_is_a_clear_error(tmp_path: Path) -> None:
     async with played(sending) as url:
         process = await asyncio.create_subprocess_exec(

@@ -1,5 +1,6 @@
 """The journal: what it says is what was written, cut anywhere, or nothing at all."""
 
+import errno
 import os
 import resource
 from collections.abc import Callable, Mapping
@@ -257,6 +258,19 @@ def test_without_a_descriptor_left_nothing_is_taken_for_no_journal(path: Path) -
             Journal(path, 1 << 20).read()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("code", [errno.ENFILE, errno.ENOMEM, errno.EIO])
+def test_of_what_a_system_in_trouble_does_not_read_nothing_is_known(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def troubled(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    path.write_bytes(encode(kept()))
+    monkeypatch.setattr(journal, "_unblocking", troubled)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        Journal(path, 1 << 20).read()
 
 
 def test_removing_tells_whether_there_was_one(path: Path) -> None:

@@ -211,6 +211,32 @@ async def test_parallel_streams_share_the_blocks_and_repair_their_own(tmp_path: 
     assert record.retries == 1
 
 
+async def test_no_more_streams_are_open_at_once_than_there_may_be(tmp_path: Path) -> None:
+    three, more, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Held(Streaming):
+        async def send(
+            self, request: web.Request, headers: dict[str, str], body: bytes
+        ) -> web.StreamResponse:
+            if len(self.asked) >= 3:
+                (three if len(self.asked) == 3 else more).set()
+            answer = web.StreamResponse(headers=headers)
+            await answer.prepare(request)
+            await answer.write(body[:9])
+            await go.wait()
+            await answer.write(body[9:])
+            return answer
+
+    chosen = {"parallel": 6, "parallel_most": 3, "parallel_least_bytes": BLOCK_BYTES}
+    async with played(Held(DATA)) as url, client(url, **chosen) as ts, asyncio.timeout(30):
+        fetch = asyncio.create_task(fetched(ts, tmp_path / "d"))
+        await three.wait()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(more.wait(), 0.3)
+        go.set()
+        await fetch
+
+
 async def test_parallel_streams_are_not_for_stdout_nor_for_buffer(tmp_path: Path) -> None:
     router = Streaming(DATA)
     chosen = {"parallel": 8, "parallel_least_bytes": BLOCK_BYTES}

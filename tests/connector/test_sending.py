@@ -4,9 +4,11 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aiohttp import ClientSession
+import pytest
+from aiohttp import ClientSession, web
 from yarl import URL
 
+from played_router import json, played
 from tunnelsync.connector.body import Body
 from tunnelsync.connector.sending import TURN_BYTES, Sending
 from tunnelsync.connector.source import Root
@@ -43,3 +45,19 @@ async def test_others_get_their_turn_within_a_block_that_is_taken_at_once(tmp_pa
             root.close()
     # The first piece may wait for the block; from then on all is there.
     assert at_pieces[-1] - at_pieces[0] >= BLOCK_BYTES // TURN_BYTES - 1
+
+
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [({"offset": 7, "next": 7}, False), ({"offset": 7, "next": 8}, True), ({"offset": 7}, True)],
+)
+async def test_a_router_sees_a_chunk_request_once_the_next_is_to_begin_behind_it(
+    said: dict[str, int], seen: bool
+) -> None:
+    async def router(request: web.Request) -> web.StreamResponse:
+        assert request.query["detach"] == "no"
+        return json(said)
+
+    async with played(router) as url, ClientSession() as http:
+        upload = Upload(http, URL(url), {}, ConnectorSettings())
+        assert await upload.sees("r1", 7) is seen

@@ -35,3 +35,16 @@ async def test_an_answer_that_nobody_fetches_is_not_kept_with_its_receipt() -> N
     assert transfer.outcome is Outcome.CANCELLED
     held = [one for one in gc.get_objects() if isinstance(one, ResultBody)]
     assert data not in [one.joined() for one in held]
+
+
+async def test_as_long_as_anybody_asks_for_it_it_is_kept() -> None:
+    command, seconds = protocol.GetDataset("r", "d"), 0.05
+    transfer = Transfer(command, MAC, "d", "buffer", RouterSettings(), lambda _: None)
+    kept = Detached(transfer, deliver, seconds)
+    with kept.asked_for():
+        with kept.asked_for():
+            pass
+        await asyncio.sleep(4 * seconds)
+        assert not transfer.ended.is_set()
+    await asyncio.wait_for(transfer.ended.wait(), 20)
+    assert transfer.outcome is Outcome.CANCELLED

@@ -10,9 +10,11 @@ from tunnelsync.router import reread
 from tunnelsync.router.reread import Files
 
 
+@pytest.mark.parametrize("other", ["other", "a longer one"])
 async def test_a_file_that_has_changed_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
+    """Also where another took its place that is as long and as old."""
     path, looks, stamp = tmp_path / "file", asyncio.Semaphore(0), reread._stamp
     loop = asyncio.get_running_loop()
 
@@ -28,7 +30,8 @@ async def test_a_file_that_has_changed_is_read_once(
         for _ in range(3):
             await looks.acquire()
         assert taken == []
-        (tmp_path / "new").write_text("other")
+        (tmp_path / "new").write_text(other)
+        os.utime(tmp_path / "new", ns=(0, path.stat().st_mtime_ns))
         os.replace(tmp_path / "new", path)
         while not taken:
             await looks.acquire()
@@ -37,4 +40,4 @@ async def test_a_file_that_has_changed_is_read_once(
         for _ in range(3):
             await looks.acquire()
     watching.cancel()
-    assert taken == ["other"]
+    assert taken == [other]

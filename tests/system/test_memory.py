@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -227,8 +228,17 @@ async def test_what_is_said_of_datasets_waits_for_none_and_has_a_budget_of_its_o
         over = await other.result(request_id, listing | {"more": "x" * 64 * KIB})
         assert (over.status, over.code) == (503, "router_busy")
         assert_busy_here(await folder)
+        assert (await other.hear())["command"] == "cancel"
+
+        folder = asking(url, "GET", f"/datasets/{other.mac}/")
+        request_id = await other.command("list_datasets")
+        another = await other.held_post(f"result?request_id={request_id}", 64 * KIB)
+        await another.send(b" " * KIB)
+        await metric_is(url, name, 2 * MIB - 10 + KIB)
+        another.close()
         slow.close()
         client.cancel()
+        folder.cancel()
         await metric_is(url, name, 0)
 
 
@@ -279,6 +289,12 @@ async def test_a_client_that_leaves_gives_its_buffer_back(system: System) -> Non
         await metric_is(url, "tunnelsync_transfers_running", 0)
 
 
+async def untold(size: int) -> AsyncIterator[bytes]:
+    """A body whose length is not told before."""
+    for _ in range(size):
+        yield b" "
+
+
 async def test_a_result_over_its_limit_is_413_at_once(system: System) -> None:
     url = system.router(buffer_json_bytes=10_000, result_bytes=5_000).url
     async with played(url, next(MACS)) as connector:
@@ -287,6 +303,8 @@ async def test_a_result_over_its_limit_is_413_at_once(system: System) -> None:
         held = await connector.held_post(f"result?request_id={request_id}", 10_001)
         reply = await held.reply()  # not a byte of the body was sent
         assert reply is not None
+        assert (reply.status, reply.code) == (413, "too_large")
+        reply = await connector.post("result", untold(10_001), request_id=request_id)
         assert (reply.status, reply.code) == (413, "too_large")
         assert (await connector.result(request_id, {"data": "x"})).status == 200
         assert (await client).json() == {"data": "x"}
