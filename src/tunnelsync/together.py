@@ -33,8 +33,12 @@ class Together:
             for task in self._running:
                 task.cancel()
             await asyncio.gather(*self._running, return_exceptions=True)
-        if self._failure is not None:
-            raise self._failure
+        if (failure := self._failure) is not None:
+            self._failure = None
+            try:
+                raise failure
+            finally:
+                del failure  # with its frames, which hold blocks: no cycle is to keep them
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
