@@ -1,6 +1,7 @@
 """Tasks that run side by side: what one failure does to the others, and to who waits."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -66,6 +67,20 @@ async def test_what_fails_at_its_end_is_no_second_failure() -> None:
     together.add(fails())
     with pytest.raises(Odd):
         await asyncio.wait_for(together.wait(), 20)
+
+
+async def test_of_two_that_fail_at_once_the_other_is_no_trouble(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    together, go = Together(), asyncio.Event()
+    for _ in range(3):
+        together.add(fails(go))
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(Odd):
+        await together.wait()
+    gc.collect()
+    assert not caplog.text  # asyncio tells of errors that nobody asked for
 
 
 async def test_one_that_is_cancelled_ends_alone() -> None:

@@ -128,7 +128,7 @@ class NotADataset(NotFound):
     """The name belongs to something else than a regular file (or, for a listing, a folder)."""
 
     code = "not_a_dataset"
-    next_step = "Only regular files are datasets; list a folder with `tunnelsync ls MAC FOLDER`."
+    next_step = "Only regular files are datasets; `tunnelsync fetch-folder` brings a folder."
 
 
 class ConnectorUnknown(NotFound):

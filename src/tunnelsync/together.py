@@ -42,6 +42,7 @@ class Together:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and self._failure is None:
-            self._failure = task.exception()
+        error = None if task.cancelled() else task.exception()  # asked for, or asyncio logs it
+        if self._failure is None:
+            self._failure = error
         self._changed.set()

@@ -17,6 +17,7 @@ from tunnelsync.meant import meant
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("fetch:fetch", "Bring a dataset into a file, whole and verified."),
+    "fetch-folder": ("folder:fetch_folder_", "Bring a folder with all below it."),
     "ls": ("ls:ls", "List a folder of a connector."),
     "stat": ("stat:stat", "Show a dataset's size, etag and time of change."),
     "connectors": ("connectors:connectors", "List the connectors that the router knows."),

@@ -1,7 +1,5 @@
 """``tunnelsync bench``: measure an installation, from this client to one connector."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +97,7 @@ def bench(
     limits = Limits(seconds, max_bytes, repeats)
 
     async def work() -> None:
-        with _progress(quiet=as_json) as tell:
+        with terminal.spinner(quiet=as_json) as tell:
             async with TunnelSync(settings=settings) as ts:
                 await Bench(ts, mac, limits, figures, tell).run(names, wanted)
 
@@ -132,14 +130,3 @@ def _stopped(mac: str, figures: Figures, why: TunnelSyncError | output.Interrupt
         error, code = why, why.exit_code
     output.json({**output.failed(error, exit_code=code), "mac": mac, **members(figures.measured())})
     click.get_current_context().exit(code)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what is being measured."""
-    if quiet or not terminal.watched():
-        yield lambda text: None
-        return
-
-    with terminal.console().status("connecting", spinner="line") as status:
-        yield status.update

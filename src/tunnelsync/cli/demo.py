@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ async def _demo(*, keep: bool, as_json: bool) -> int:
         demo_store.sockets_removed() as ports,
         Children(folder) as children,
     ):
-        with _progress() as tell:
+        with terminal.spinner() as tell:
             system = await _started(folder, children, ports, tell)
             rows = await _rows(system, folder, tell)
         code = _report(rows, as_json=as_json)
@@ -216,14 +215,3 @@ async def _stay(system: System, children: Children, tell: Tell) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CHECK_SECONDS):
                 await stopped.wait()
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """Show on a terminal what is being done; say nothing in a pipe."""
-    if not terminal.watched():
-        yield lambda text: None
-        return
-
-    with terminal.console().status("", spinner="line") as status:
-        yield lambda text: status.update(output.escaped(text))

@@ -46,14 +46,7 @@ def _flags(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--no-resume", is_flag=True, help="neither go on from an earlier run nor leave anything"
         ),
-        click.option(
-            "--retry-for",
-            "retry_for_seconds",
-            type=click.FloatRange(0),
-            metavar="S",
-            help="wait so long for a line, router or connector that is away "
-            f"[TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS; default {DEFAULTS.retry_for_seconds:g}]",
-        ),
+        options.retry_flag,
         click.option(
             "--parallel",
             type=click.IntRange(0, DEFAULTS.parallel_most),

@@ -71,6 +71,17 @@ config_flag = click.option(
 json_flag = click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 
 
+retry_flag = click.option(
+    "--retry-for",
+    "retry_for_seconds",
+    type=click.FloatRange(0),
+    metavar="S",
+    help="wait so long for a line, router or connector that is away "
+    "[TUNNELSYNC_CLIENT_RETRY_FOR_SECONDS; "
+    f"default {ClientSettings().retry_for_seconds:g}]",
+)
+
+
 def log_flags(command: Command) -> Command:
     """Add the flags of every role that writes a log."""
     level = click.option(

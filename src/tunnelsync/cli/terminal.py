@@ -2,8 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from tunnelsync.cli.output import escaped, row
@@ -60,6 +60,16 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(file=cast(IO[str], _Stderr()))
+
+
+@contextmanager
+def spinner(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done, as it is told; nothing in a pipe."""
+    if quiet or not watched():
+        yield lambda text: None
+        return
+    with console().status("", spinner="line") as status:
+        yield lambda text: status.update(escaped(text).replace("[", "\\["))
 
 
 def width() -> int:

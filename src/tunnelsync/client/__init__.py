@@ -5,7 +5,17 @@ nothing of modes.
 """
 
 from tunnelsync.client.api import ConnectorEntry, TunnelSync
+from tunnelsync.client.folder import FolderFetched, fetch_folder
 from tunnelsync.client.part import Resume
 from tunnelsync.client.record import Fetched, FetchReceipt, Record
 
-__all__ = ["ConnectorEntry", "FetchReceipt", "Fetched", "Record", "Resume", "TunnelSync"]
+__all__ = [
+    "ConnectorEntry",
+    "FetchReceipt",
+    "Fetched",
+    "FolderFetched",
+    "Record",
+    "Resume",
+    "TunnelSync",
+    "fetch_folder",
+]
