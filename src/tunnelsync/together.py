@@ -14,7 +14,7 @@ class Together:
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
-        self._changed = asyncio.Event()
+        self._over = asyncio.Event()
         self._failure: BaseException | None = None
 
     def add(self, work: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
@@ -27,8 +27,8 @@ class Together:
         """Wait until all have ended, and raise the first failure; one that is cancelled is none."""
         try:
             while self._running and self._failure is None:
-                self._changed.clear()
-                await self._changed.wait()
+                self._over.clear()
+                await self._over.wait()
         finally:
             for task in self._running:
                 task.cancel()
@@ -45,4 +45,5 @@ class Together:
         error = None if task.cancelled() else task.exception()  # asked for, or asyncio logs it
         if self._failure is None:
             self._failure = error
-        self._changed.set()
+        if not self._running or self._failure is not None:
+            self._over.set()
