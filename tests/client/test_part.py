@@ -14,9 +14,10 @@ import pytest
 from changes import edit
 from played_router import MAC, Streaming, client, content, digests_of, played
 from tunnelsync.client.journal import Journal, Kept, Origin, Version, encode
-from tunnelsync.client.part import JOURNAL_SUFFIX, SECOND_NS, SUFFIX, PartFile
+from tunnelsync.client.part import JOURNAL_SUFFIX, SUFFIX, PartFile
 from tunnelsync.errors import TargetBusy, TargetExists, WriteFailed
 from tunnelsync.frames import BLOCK_BYTES, digest
+from tunnelsync.objects import SECOND_NS
 from tunnelsync.protocol import Mode
 
 DATA = content(2 * BLOCK_BYTES + 5)

@@ -20,8 +20,6 @@ from tunnelsync.settings import ClientSettings
 DEFAULTS = ClientSettings()
 STDOUT = 1
 RECEIPT_BEGINS = b'{"format":'
-LEAST_RATE = 0.005
-"""In MB/s: what is slower would be shown as 0."""
 
 
 def _flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -210,12 +208,12 @@ def _is_receipt(path: str) -> bool:
 
 def _summary(fetched: Fetched) -> str:
     name = fetched.path.name if fetched.path else fetched.dataset
-    first, megabytes = fetched.first_byte_seconds, fetched.megabytes_per_second
+    first, rate = fetched.first_byte_seconds, fetched.megabytes_per_second * 1e6
     size = f"{fetched.bytes:,} byte{'s' * (fetched.bytes != 1)}"
     return ", ".join(
         [
             f"{output.shown_name(name)}: {size} in {fetched.seconds:.2f} s",
-            *([f"{output.rate(megabytes * 1e6)} MB/s"] if megabytes >= LEAST_RATE else []),
+            *([f"{output.rate(rate)} MB/s"] if rate >= output.LEAST_RATE else []),
             *([f"{fetched.resumed_bytes:,} from before"] if fetched.resumed_bytes else []),
             *([f"{fetched.repaired_blocks} repaired"] if fetched.repaired_blocks else []),
             *([f"retried {fetched.retries} times"] if fetched.retries else []),

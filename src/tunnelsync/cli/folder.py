@@ -108,7 +108,7 @@ def _summary(folder: str, done: FolderFetched) -> str:
         [
             f"{output.shown_name(folder.strip('/') or '/')}: {done.fetched:,} fetched",
             f"{done.bytes:,} bytes in {done.seconds:.2f} s",
-            *([f"{output.rate(rate)} MB/s"] if rate >= 5000 else []),
+            *([f"{output.rate(rate)} MB/s"] if rate >= output.LEAST_RATE else []),
             *([f"{done.there:,} there already"] if done.there else []),
             *([f"{done.unlisted:,} names cannot be datasets"] if done.unlisted else []),
             *([f"{done.failed:,} failed"] if done.failed else []),

@@ -70,6 +70,10 @@ def shown_name(name: str) -> str:
     return name if name.isprintable() else printable(name)
 
 
+LEAST_RATE = 5000.0
+"""In bytes a second: what is slower would be shown as 0 MB/s."""
+
+
 def rate(bytes_per_second: float) -> str:
     """Return a rate in MB/s (10**6 bytes) with about three digits."""
     value = bytes_per_second / 1e6

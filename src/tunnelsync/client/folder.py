@@ -29,6 +29,7 @@ from tunnelsync.errors import (
     VerificationFailed,
     WriteFailed,
 )
+from tunnelsync.objects import SECOND_NS
 from tunnelsync.protocol import ListAnswer, ListEntry, Mode, check_name, printable
 from tunnelsync.together import Together
 
@@ -47,7 +48,6 @@ ITS_OWN = (
 """What goes wrong with one dataset or folder, and says nothing of the others."""
 FAILURES = 1000
 """So many failures are listed; all are counted."""
-SECOND_NS = 10**9
 
 
 @dataclass(slots=True)

@@ -20,9 +20,9 @@ from tunnelsync.client.lock import is_at, lock
 from tunnelsync.client.target import Blocks, beside, explained, refuse_existing, write_at
 from tunnelsync.errors import TargetBusy
 from tunnelsync.frames import BLOCK_BYTES, digest
+from tunnelsync.objects import SECOND_NS
 from tunnelsync.protocol import printable
 
-SECOND_NS = 10**9
 SUFFIX = ".tunnelsync.part"
 """Of our own: a plain ``.part`` may be a file, or even a dataset, of the user's."""
 JOURNAL_SUFFIX = ".tunnelsync.journal"
